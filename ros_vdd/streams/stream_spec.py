@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one robot's streams are: topics, shapes, joint order, units and limits, each as a frozen dataclass.
+
+A robot file (YAML) fills these; recorder, converter, trainer and nodes read nothing else about a robot.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ros_vdd.errors import ConfigError
+from ros_vdd.streams.checks import check_joints, check_per_joint, check_positive, check_topic, check_unique
+
+Stamp = Literal["header", "receive"]
+ImageType = Literal["sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"]
+Encoding = Literal["rgb8", "bgr8", "mono8", "rgba8", "bgra8"]
+Field = Literal["position", "velocity", "effort"]
+ActionType = Literal[
+    "trajectory_msgs/msg/JointTrajectory", "std_msgs/msg/Float64MultiArray", "sensor_msgs/msg/JointState"
+]
+MAX_SIDE = 8192  # [px] a larger image is a mistake in a file, or an attack in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSpec:
+    """One camera: what arrives, and what the policy sees of it after crop, then resize.
+
+    Attributes:
+        topic: name of the image topic.
+        width, height: [px] size of the image as sent.
+        max_age_s: [s] an image older than this at a tick is missing.
+        encoding: pixel layout as sent; a compressed image carries its own, so it is not looked at there.
+        crop: [px] (x, y, width, height) cut out first, or None.
+        resize: [px] (width, height) the crop is scaled to, or None.
+        stamp: the time an image belongs to: its header's, or when it was received.
+    """
+
+    topic: str
+    type: ImageType = "sensor_msgs/msg/Image"
+    width: int
+    height: int
+    encoding: Encoding = "rgb8"
+    crop: tuple[int, int, int, int] | None = None
+    resize: tuple[int, int] | None = None
+    stamp: Stamp = "header"
+    max_age_s: float
+
+    def __post_init__(self) -> None:
+        check_topic("topic", self.topic)
+        _check_side("width", self.width)
+        _check_side("height", self.height)
+        check_positive("max_age_s", [self.max_age_s])
+        for side in self.resize or ():
+            _check_side("resize", side)
+        if self.crop is not None:
+            x, y, width, height = self.crop
+            if min(x, y) < 0 or min(width, height) < 1 or x + width > self.width or y + height > self.height:
+                raise ConfigError(
+                    f"'crop' (x, y, width, height) = {self.crop} leaves the image of {self.width}x{self.height} pixels"
+                )
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3) after crop and resize."""
+        width, height = self.resize or (self.crop[2:] if self.crop else (self.width, self.height))
+        return height, width, 3
+
+
+def _check_side(key: str, side: int) -> None:
+    if not 1 <= side <= MAX_SIDE:
+        raise ConfigError(f"'{key}' is {side}; expected 1 to {MAX_SIDE} pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointStateSpec:
+    """Joint values read by name from one topic, in the declared order: all of one field, then all of the next.
+
+    Attributes:
+        joints: names as in the message, in the order of the array.
+        fields: which of position, velocity and effort, in the order of the array.
+        unit: of the positions, for example rad, m or px; nothing is converted.
+        max_age_s: [s] a joint value older than this at a tick is missing.
+    """
+
+    topic: str
+    joints: tuple[str, ...]
+    fields: tuple[Field, ...] = ("position",)
+    unit: str
+    stamp: Stamp = "header"
+    max_age_s: float
+
+    def __post_init__(self) -> None:
+        check_topic("topic", self.topic)
+        check_joints("joints", self.joints)
+        if not self.fields:
+            raise ConfigError("'fields' is empty; choose from position, velocity, effort")
+        check_unique("fields", self.fields)
+        check_positive("max_age_s", [self.max_age_s])
+
+    @property
+    def size(self) -> int:
+        """Number of values in the array."""
+        return len(self.joints) * len(self.fields)
+
+    @property
+    def features(self) -> tuple[tuple[str, str], ...]:
+        """(joint, field) of each value, in the order of the array."""
+        return tuple((joint, field) for field in self.fields for joint in self.joints)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSource:
+    """Where demonstrated actions are read from when that is not the command topic, for example a leader arm.
+
+    It carries the action's joints under the same names.
+    """
+
+    topic: str
+    type: ActionType = "sensor_msgs/msg/JointState"
+    stamp: Stamp = "header"
+    max_age_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_topic("topic", self.topic)
+        check_positive("max_age_s", [self.max_age_s])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """What the robot is commanded: positions of joints, in this order, inside these limits.
+
+    Attributes:
+        lower, upper: [unit] limits per joint; a command outside is clamped.
+        max_velocity: [unit/s] limit per joint, or None where the device limits itself.
+        command_rate_hz: [Hz] how often the executor publishes.
+        interpolation: between two actions of a chunk: hold the earlier, or go straight to the next.
+        source: where demonstrations are read from, or None for the command topic itself.
+    """
+
+    topic: str
+    type: ActionType = "trajectory_msgs/msg/JointTrajectory"
+    joints: tuple[str, ...]
+    unit: str
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    max_velocity: tuple[float, ...] | None = None
+    command_rate_hz: float
+    interpolation: Literal["hold", "linear"] = "hold"
+    source: ActionSource | None = None
+
+    def __post_init__(self) -> None:
+        check_topic("topic", self.topic)
+        check_joints("joints", self.joints)
+        check_per_joint("lower", self.lower, self.joints)
+        check_per_joint("upper", self.upper, self.joints)
+        for joint, low, high in zip(self.joints, self.lower, self.upper):
+            if low > high:
+                raise ConfigError(f"'lower' is {low} above 'upper' {high} for joint {joint!r}; exchange them")
+        if self.max_velocity is not None:
+            check_per_joint("max_velocity", self.max_velocity, self.joints)
+            check_positive("max_velocity", self.max_velocity)
+        check_positive("command_rate_hz", [self.command_rate_hz])
+
+    @property
+    def demonstrated(self) -> ActionSource:
+        """Where a demonstration's actions are: `source`, else the commands by the time they were received."""
+        return self.source or ActionSource(topic=self.topic, type=self.type, stamp="receive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafeAction:
+    """What is commanded, once, when there is no valid chunk any more.
+
+    Attributes:
+        kind: hold = the measured joint position at that moment; stop = publish nothing more; position = `positions`.
+        positions: [action unit] one per action joint, for kind position only.
+        stale_chunk_s: [s] a chunk whose stamp is older than this is not executed, even where its horizon goes on.
+    """
+
+    kind: Literal["hold", "stop", "position"]
+    positions: tuple[float, ...] | None = None
+    stale_chunk_s: float
+
+    def __post_init__(self) -> None:
+        check_positive("stale_chunk_s", [self.stale_chunk_s])
+        if self.kind == "position" and self.positions is None:
+            raise ConfigError("'kind' is position, so 'positions' must give one number per action joint")
+        if self.kind != "position" and self.positions is not None:
+            raise ConfigError(f"'positions' is given, but 'kind' is {self.kind}; write kind: position or remove it")
+        if self.positions is not None and not all(map(math.isfinite, self.positions)):
+            raise ConfigError(f"'positions' is {self.positions}; expected finite numbers")

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One MCAP file of a bag: its channels and raw messages in log-time order, every checksum verified.
+
+A file whose index is whole is read chunk by chunk through it. A file that was cut off or damaged is refused with
+the number of messages that are left, or, when recovery is asked for, read from its start, leaving out what fails.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+from mcap.exceptions import EndOfFile, InvalidMagic, McapError
+from mcap.opcode import Opcode
+from mcap.reader import FOOTER_SIZE, SeekingReader
+from mcap.records import Channel, Chunk, Header, Message, Metadata, Schema
+from mcap.stream_reader import MAGIC_SIZE, CRCValidationError, StreamReader, breakup_chunk
+
+from ros_vdd.data.bag_file import BagChannel, RawMessage
+from ros_vdd.data.cdr import Definition
+from ros_vdd.errors import DataError
+
+MAGIC = b"\x89MCAP"
+MAX_RECORD_BYTES = 1 << 30
+# What the mcap library and its decompressors raise on damaged bytes; lz4 raises RuntimeError.
+DAMAGE = (McapError, ValueError, struct.error, zstandard.ZstdError, RuntimeError, MemoryError, OverflowError, KeyError)
+
+
+class McapFile:
+    """An MCAP file of a rosbag2 recording.
+
+    Args:
+        path: the file.
+        recover: read what is left of a damaged file instead of refusing it.
+
+    Raises:
+        DataError: not an MCAP, a ROS 1 recording, or damaged and `recover` is not set.
+    """
+
+    def __init__(self, path: Path, recover: bool = False) -> None:
+        self.path = path
+        self.damage: list[str] = []
+        self.channels: list[BagChannel] = []
+        self.metadata: dict[str, dict[str, str]] = {}
+        with path.open("rb") as stream:
+            self._indexed = self._read_index(stream) and not recover
+            if not self._indexed:
+                stream.seek(0)
+                self._read_through(stream, recover)
+
+    def messages(self, topics: Collection[str]) -> Iterator[RawMessage]:
+        """Yield the messages of some topics, earliest log time first.
+
+        Raises:
+            DataError: a chunk fails its checksum, and the file was not opened for recovery.
+        """
+        with self.path.open("rb") as stream:
+            source = self._through_index(stream, topics) if self._indexed else self._sorted(stream, topics)
+            try:
+                yield from source
+            except DAMAGE as error:
+                raise DataError(
+                    f"'{self.path}' is damaged: {_describe(error)}; recovery (recover=True) leaves the bad parts out"
+                ) from error
+
+    def _read_index(self, stream: IO[bytes]) -> bool:
+        """Take channels and counts from the summary; False where there is none to rely on."""
+        try:
+            reader = SeekingReader(stream, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
+            _check_profile(self.path, reader.get_header())
+            _check_summary_crc(stream)
+            summary = reader.get_summary()
+            if summary is None or summary.statistics is None or not summary.chunk_indexes:
+                return False
+            counts = summary.statistics.channel_message_counts
+            self.channels = [_channel(c, summary.schemas, counts) for c in summary.channels.values()]
+            self.metadata = {record.name: record.metadata for record in reader.iter_metadata()}
+        except InvalidMagic as error:
+            raise DataError(f"'{self.path}' is not an MCAP file") from error
+        except DAMAGE:
+            return False
+        return True
+
+    def _read_through(self, stream: IO[bytes], recover: bool) -> None:
+        schemas: dict[int, Schema] = {}
+        channels: dict[int, Channel] = {}
+        counts: Counter[int] = Counter()
+        for record in _records(stream, self.damage):
+            if isinstance(record, Header):
+                _check_profile(self.path, record)
+            elif isinstance(record, Schema):
+                schemas.setdefault(record.id, record)  # the copies after the data are not under its checksum
+            elif isinstance(record, Channel):
+                channels.setdefault(record.id, record)
+            elif isinstance(record, Message):
+                counts[record.channel_id] += 1
+            elif isinstance(record, Metadata):
+                self.metadata[record.name] = record.metadata
+        self.channels = [_channel(c, schemas, counts) for c in channels.values()]
+        left = sum(c.count for c in self.channels)
+        if self.damage and not (recover and left):
+            raise DataError(
+                f"'{self.path}' is damaged: {'; '.join(self.damage[:3])}. "
+                + (f"{left} messages can be read: ask for recovery (recover=True)" if left else "No message is left in it")
+            )
+
+    def _through_index(self, stream: IO[bytes], topics: Collection[str]) -> Iterator[RawMessage]:
+        reader = SeekingReader(stream, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
+        for _, channel, message in reader.iter_messages(topics):
+            yield RawMessage(channel.topic, message.log_time, message.data)
+
+    def _sorted(self, stream: IO[bytes], topics: Collection[str]) -> Iterator[RawMessage]:
+        """Read from the start and sort in memory: without an index nothing says how far out of order a file is."""
+        names = {c.id: c.topic for c in self.channels if c.topic in topics}
+        wanted = (r for r in _records(stream, []) if isinstance(r, Message) and r.channel_id in names)
+        raw = [RawMessage(names[r.channel_id], r.log_time, r.data) for r in wanted]
+        yield from sorted(raw, key=lambda message: message.log_time_ns)
+
+
+def _records(stream: IO[bytes], damage: list[str]) -> Iterator[Any]:
+    """Yield the records from the start of a file, chunks opened; note in `damage` what can't be read."""
+    reader = StreamReader(stream, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
+    records = iter(reader.records)
+    while True:
+        try:
+            record = next(records)
+            inner = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
+        except StopIteration:
+            return
+        except DAMAGE as error:
+            damage.append(f"{_describe(error)} (near byte {stream.tell()})")
+            if records.gi_frame is None:  # the reader itself gave up, not one chunk
+                return
+            continue
+        yield from inner
+
+
+def _channel(channel: Channel, schemas: dict[int, Schema], counts: dict[int, int]) -> BagChannel:
+    schema = schemas.get(channel.schema_id)
+    definition = Definition(schema.data.decode(), schema.encoding) if schema and schema.data else Definition()
+    type_name = schema.name if schema else ""
+    return BagChannel(channel.id, channel.topic, type_name, channel.message_encoding, definition, counts.get(channel.id, 0))
+
+
+def _check_profile(path: Path, header: Header) -> None:
+    if header.profile not in ("ros2", ""):
+        raise DataError(f"'{path}' has the profile '{header.profile}'; expected ros2. Convert it, or record with ROS 2")
+
+
+def _check_summary_crc(stream: IO[bytes]) -> None:
+    """Verify the end of the file and the checksum of the summary, which the library writes but doesn't check."""
+    tail = FOOTER_SIZE + MAGIC_SIZE
+    if stream.seek(0, 2) < tail + MAGIC_SIZE:
+        raise EndOfFile()
+    footer_start = stream.seek(-tail, 2)
+    opcode, _, summary_start, _, expected, magic = struct.unpack(f"<BQQQI{MAGIC_SIZE}s", stream.read(tail))
+    if opcode != Opcode.FOOTER or magic[:5] != MAGIC or summary_start > footer_start:
+        raise EndOfFile()
+    if summary_start and expected:
+        stream.seek(summary_start)
+        if zlib.crc32(stream.read(footer_start + FOOTER_SIZE - 4 - summary_start)) != expected:
+            raise McapError("the index fails its checksum")
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, (EndOfFile, struct.error)):
+        return "it ends in the middle of a record"
+    if isinstance(error, CRCValidationError):
+        return "a chunk fails its checksum"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bags of both storage formats are read as written; a damaged or foreign one is refused in words."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_bags import SECOND, STORE, image, joint_state, serialize, write_bag, write_mcap
+from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+
+from ros_vdd.data.bag import Bag
+from ros_vdd.errors import DataError
+
+TEN = [("/joint_states", i * SECOND, joint_state(i * SECOND, position=(i, -i))) for i in range(10)]
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_messages_come_back_as_written(tmp_path, storage):
+    bag = Bag.open(write_bag(tmp_path / "bag", TEN, storage, {"robot": "text"}))
+    read = list(bag.messages(["/joint_states"]))
+    assert [m.log_time_ns for m in read] == [i * SECOND for i in range(10)]
+    assert [tuple(m.message.position) for m in read] == [(i, -i) for i in range(10)]
+    assert [m.message.header.stamp.sec for m in read] == list(range(10))
+    assert bag.topics == {"/joint_states": ("sensor_msgs/msg/JointState", 10)}
+    assert (bag.custom_data, bag.warnings, bag.storage) == ({"robot": "text"}, [], storage)
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_single_file_is_read_with_a_warning(tmp_path, storage):
+    folder = write_bag(tmp_path / "bag", TEN, storage)
+    file = next(p for p in folder.iterdir() if p.suffix in (".mcap", ".db3"))
+    bag = Bag.open(file)
+    assert len(list(bag.messages())) == 10
+    assert "read alone" in bag.warnings[0]
+
+
+def test_an_mcap_folder_without_metadata_is_read_with_a_warning(tmp_path):
+    folder = write_bag(tmp_path / "bag", TEN)
+    (folder / "metadata.yaml").unlink()
+    bag = Bag.open(folder)
+    assert len(list(bag.messages())) == 10
+    assert "no metadata.yaml" in bag.warnings[0]
+
+
+def test_a_sqlite_folder_without_metadata_is_refused(tmp_path):
+    folder = write_bag(tmp_path / "bag", TEN, "sqlite3")
+    (folder / "metadata.yaml").unlink()
+    with pytest.raises(DataError, match="reindex"):
+        Bag.open(folder)
+
+
+def test_a_missing_split_is_named(tmp_path):
+    folder = write_bag(tmp_path / "bag", TEN)
+    (folder / "bag.mcap").rename(folder / "other.mcap")
+    with pytest.raises(DataError, match="names bag.mcap, not in the folder"):
+        Bag.open(folder)
+
+
+def test_splits_are_merged_by_log_time(tmp_path):
+    folder = write_bag(tmp_path / "bag", TEN[::2])
+    write_mcap(folder / "bag_1.mcap", TEN[1::2])
+    metadata = folder / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("- bag.mcap", "- bag.mcap\n  - bag_1.mcap", 1))
+    bag = Bag.open(folder)
+    assert bag.topics["/joint_states"].count == 10
+    assert [m.log_time_ns for m in bag.messages()] == [i * SECOND for i in range(10)]
+
+
+def test_messages_out_of_order_in_the_file_are_sorted(tmp_path):
+    for name, options in {"indexed": {}, "plain": {"use_chunking": False}}.items():
+        path = write_mcap(tmp_path / f"{name}.mcap", TEN[::-1], **options)
+        assert [m.log_time_ns for m in Bag.open(path).messages()] == [i * SECOND for i in range(10)]
+
+
+def test_an_unknown_topic_suggests_the_nearest(tmp_path):
+    bag = Bag.open(write_bag(tmp_path / "bag", TEN))
+    with pytest.raises(DataError, match="did you mean '/joint_states'"):
+        bag.messages(["/joint_state"])
+
+
+def test_a_truncated_mcap_tells_how_many_messages_are_left(tmp_path):
+    path = write_mcap(tmp_path / "cut.mcap", TEN)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"middle of a record.* \d+ messages can be read"):
+        Bag.open(path)
+
+
+def test_recovery_returns_only_whole_messages_of_every_truncation(tmp_path):
+    whole = write_mcap(tmp_path / "whole.mcap", TEN).read_bytes()
+    cut = tmp_path / "cut.mcap"
+    expected = [tuple(m.position) for _, _, m in TEN]
+    most = 0
+    for size in range(0, len(whole), 61):
+        cut.write_bytes(whole[:size])
+        try:
+            bag = Bag.open(cut, recover=True)
+        except DataError:
+            continue
+        left = [tuple(m.message.position) for m in bag.messages()]
+        assert left == expected[: len(left)] and len(left) >= most
+        assert bag.topics["/joint_states"].count == len(left) and bag.warnings
+        most = len(left)
+    assert most == 10
+
+
+def test_a_flipped_bit_in_a_chunk_is_refused_and_recovery_leaves_that_chunk_out(tmp_path):
+    path = write_mcap(tmp_path / "flip.mcap", TEN)
+    data = bytearray(path.read_bytes())
+    at = data.index(serialize(TEN[5][2])) + 30
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="a chunk fails its checksum"):
+        list(Bag.open(path).messages())
+    bag = Bag.open(path, recover=True)
+    left = [int(m.message.position[0]) for m in bag.messages()]
+    assert 5 not in left and {0, 9} <= set(left) and "checksum" in bag.warnings[-1]
+
+
+def test_a_flipped_bit_anywhere_never_yields_a_changed_message(tmp_path):
+    whole = write_mcap(tmp_path / "whole.mcap", TEN).read_bytes()
+    known = {serialize(m) for _, _, m in TEN}
+    path = tmp_path / "flip.mcap"
+    for at in np.random.default_rng(0).integers(0, len(whole), 100):
+        data = bytearray(whole)
+        data[at] ^= 0x10
+        path.write_bytes(data)
+        try:
+            read = [serialize(m.message) for m in Bag.open(path).messages()]
+        except DataError:
+            continue
+        assert set(read) <= known
+
+
+@pytest.mark.parametrize("profile, encoding, word", [("ros1", "ros1", "ros1"), ("", "json", "json")])
+def test_foreign_encodings_are_refused_by_name(tmp_path, profile, encoding, word):
+    path = write_mcap(tmp_path / "foreign.mcap", TEN, profile=profile, encoding=encoding)
+    with pytest.raises(DataError, match=word):
+        Bag.open(path).messages()
+
+
+def test_a_ros1_bag_and_an_unknown_storage_are_refused(tmp_path):
+    (tmp_path / "old.bag").write_bytes(b"#ROSBAG V2.0\n")
+    with pytest.raises(DataError, match="ROS 1 bag.*rosbags-convert"):
+        Bag.open(tmp_path / "old.bag")
+    folder = write_bag(tmp_path / "bag", TEN)
+    metadata = folder / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("storage_identifier: mcap", "storage_identifier: mcab"))
+    with pytest.raises(DataError, match="'mcab'; available: mcap, sqlite3; did you mean 'mcap'"):
+        Bag.open(folder)
+
+
+def test_a_damaged_database_is_refused(tmp_path):
+    folder = write_bag(tmp_path / "bag", TEN, "sqlite3")
+    file = folder / "bag.db3"
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(DataError, match="rosbag2 database"):
+        list(Bag.open(folder).messages())
+
+
+def test_single_messages_compressed_by_rosbag2_are_read(tmp_path):
+    writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3)
+    writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)
+    with writer:
+        connection = writer.add_connection("/camera", "sensor_msgs/msg/Image", typestore=STORE)
+        writer.write(connection, 7, serialize(image(7, np.full((4, 4, 3), 9))))
+    (read,) = Bag.open(tmp_path / "bag").messages()
+    assert read.message.data.tolist() == [9] * 48
+
+
+def test_bytes_that_are_no_message_are_told_with_topic_and_time(tmp_path):
+    path = write_mcap(tmp_path / "short.mcap", TEN, enable_crcs=False)
+    data, raw = path.read_bytes(), serialize(TEN[3][2])
+    at = data.index(raw)
+    broken = raw[:4] + b"\xff" * (len(raw) - 4)
+    path.write_bytes(data[:at] + broken + data[at + len(raw) :])
+    with pytest.raises(DataError, match="topic '/joint_states' at 3000000000 ns: .* not a sensor_msgs/msg/JointState"):
+        list(Bag.open(path).messages())
+
+
+def _real_bags():
+    folder = os.environ.get("ROS_VDD_DATA")
+    if not folder:
+        return [pytest.param(None, marks=pytest.mark.skip(reason="ROS_VDD_DATA names no folder with recorded bags"))]
+    return sorted({p.parent for p in Path(folder, "bags").rglob("*") if p.suffix in (".mcap", ".db3")})
+
+
+@pytest.mark.parametrize("folder", _real_bags(), ids=lambda p: getattr(p, "name", "none"))
+def test_recorded_bags_agree_with_an_independent_reader(folder):
+    bag = Bag.open(folder)
+    source = folder if (folder / "metadata.yaml").exists() else next(folder.glob("*.mcap"))
+    with AnyReader([source], default_typestore=STORE) as reader:
+        topics = {c.topic: c.msgtype for c in reader.connections if c.msgcount and c.msgtype in STORE.fielddefs}
+        chosen = [c for c in reader.connections if c.topic in topics]
+        expected = sorted((t, c.topic, repr(reader.deserialize(raw, c.msgtype))) for c, t, raw in reader.messages(chosen))
+    assert sorted((m.log_time_ns, m.topic, repr(m.message)) for m in bag.messages(topics)) == expected

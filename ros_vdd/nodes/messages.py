@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays and words into ROS messages, and the QoS each kind of topic travels with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from builtin_interfaces.msg import Duration, Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray, String
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from ros_vdd.runtime.chunking import ActionChunk
+
+CLASSES = {
+    "sensor_msgs/msg/Image": Image,
+    "sensor_msgs/msg/CompressedImage": CompressedImage,
+    "sensor_msgs/msg/JointState": JointState,
+    "std_msgs/msg/Float64MultiArray": Float64MultiArray,
+    "trajectory_msgs/msg/JointTrajectory": JointTrajectory,
+}
+
+# A best-effort reader matches every writer; a reliable one would get nothing from a best-effort camera.
+CAMERA_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+JOINT_STATE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+COMMAND_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def time_message(stamp_ns: int) -> Time:
+    """Return a stamp as a message."""
+    sec, nanosec = divmod(stamp_ns, 1_000_000_000)
+    return Time(sec=sec, nanosec=nanosec)
+
+
+def chunk_message(chunk: ActionChunk) -> JointTrajectory:
+    """Return a chunk as a trajectory whose point k stands at (k+1)*dt after the observation's stamp."""
+    message = JointTrajectory(joint_names=list(chunk.joints))
+    message.header.stamp = time_message(chunk.stamp_ns)
+    for k, action in enumerate(chunk.actions):
+        sec, nanosec = divmod((k + 1) * chunk.dt_ns, 1_000_000_000)
+        point = JointTrajectoryPoint(positions=action.tolist(), time_from_start=Duration(sec=sec, nanosec=nanosec))
+        message.points.append(point)
+    return message
+
+
+def json_message(content: Mapping[str, Any]) -> String:
+    """Return plain values as one line of JSON."""
+    return String(data=json.dumps(content, allow_nan=False))
+
+
+def diagnostics_message(
+    node: str, task: str, hardware_id: str, stamp_ns: int, problem: str | None, values: Mapping[str, Any]
+) -> DiagnosticArray:
+    """Return one diagnostic status: OK, or WARN with the problem in words (REP 107: "<node>: <task>")."""
+    status = DiagnosticStatus(
+        level=DiagnosticStatus.OK if problem is None else DiagnosticStatus.WARN,
+        name=f"{node}: {task}",
+        hardware_id=hardware_id,
+        message=problem or "running",
+        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+    )
+    message = DiagnosticArray(status=[status])
+    message.header.stamp = time_message(stamp_ns)
+    return message

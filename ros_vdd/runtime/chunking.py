@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Action chunks indexed by time, so that an action which comes late is simply in the past.
+
+Action k of a chunk is in force during [t0 + k*dt, t0 + (k+1)*dt), t0 being the stamp of the observation. As a
+trajectory point it stands at t0 + (k+1)*dt: "be there by then".
+Source: the absolute action times follow Diffusion Policy (arXiv 2303.04137, real-robot evaluation).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ros_vdd.runtime.reasons import Reason, Refusal
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """A plan over the next `H` policy periods.
+
+    Args:
+        stamp_ns: time of the observation the plan was made from, [ns]
+        dt_ns: policy period, [ns]
+        joints: names of the A action joints
+        actions: (H, A), in the unit of the robot file
+    """
+
+    stamp_ns: int
+    dt_ns: int
+    joints: tuple[str, ...]
+    actions: np.ndarray
+
+    def hold(self, now_ns: int) -> np.ndarray:
+        """Return the action in force at `now_ns`; (A,)."""
+        return self.actions[(now_ns - self.stamp_ns) // self.dt_ns]
+
+    def linear(self, now_ns: int) -> np.ndarray:
+        """Return the point at `now_ns` on the lines between trajectory points; before the first point, that point; (A,)."""
+        step, within_ns = divmod(now_ns - self.stamp_ns, self.dt_ns)
+        start, end = self.actions[max(step - 1, 0)], self.actions[step]
+        return start + (end - start) * (within_ns / self.dt_ns)
+
+
+def read_chunk(msg, dt_ns: int) -> ActionChunk | Refusal:
+    """Read a `JointTrajectory`, by attribute, as a chunk of equally spaced positions.
+
+    Args:
+        msg: header.stamp, joint_names, points[k].positions, points[k].time_from_start
+        dt_ns: policy period of the robot file, [ns]
+    """
+    if not msg.points:
+        return Refusal(Reason.WRONG_SHAPE, "the chunk has no points")
+    lengths = {len(point.positions) for point in msg.points}
+    if lengths != {len(msg.joint_names)}:
+        given = ", ".join(map(str, sorted(lengths)))
+        return Refusal(Reason.WRONG_SHAPE, f"{len(msg.joint_names)} joints are named and the points have {given} positions")
+    for k, point in enumerate(msg.points):
+        at_ns = _nanoseconds(point.time_from_start)
+        if at_ns != (k + 1) * dt_ns:
+            return Refusal(
+                Reason.WRONG_TIMING, f"point {k} stands at {at_ns / 1e9} s; the robot file asks for {(k + 1) * dt_ns / 1e9} s"
+            )
+    actions = np.array([point.positions for point in msg.points], dtype=np.float64)
+    return ActionChunk(_nanoseconds(msg.header.stamp), dt_ns, tuple(msg.joint_names), actions)
+
+
+def _nanoseconds(time) -> int:
+    return time.sec * 1_000_000_000 + time.nanosec
+
+
+class ChunkBuffer:
+    """Holds the newest chunk, and the one before it until the newest begins; says what they ask for at a given time.
+
+    `push` is called from the thread that receives chunks, `at` from the control loop; a lock stands between them.
+
+    Args:
+        interpolation: "hold" or "linear"
+        max_age_ns: age of a chunk's observation from which the chunk is no longer used, [ns]
+        use_steps: how many actions of a chunk are used; None for all of them
+    """
+
+    def __init__(self, interpolation: Literal["hold", "linear"], max_age_ns: int, use_steps: int | None = None):
+        self._interpolate = {"hold": ActionChunk.hold, "linear": ActionChunk.linear}[interpolation]
+        self._max_age_ns, self._use_steps = max_age_ns, use_steps
+        self._chunks: deque[ActionChunk] = deque(maxlen=2)
+        self._lock = threading.Lock()
+
+    def push(self, chunk: ActionChunk) -> Refusal | None:
+        """Take `chunk` unless one with the same or a newer stamp is held."""
+        with self._lock:
+            if self._chunks and chunk.stamp_ns <= self._chunks[-1].stamp_ns:
+                late_s = (self._chunks[-1].stamp_ns - chunk.stamp_ns) / 1e9
+                return Refusal(Reason.SUPERSEDED, f"the chunk is {late_s:.3f} s older than the newest one")
+            self._chunks.append(chunk)
+            return None
+
+    def clear(self) -> None:
+        """Forget every plan: the clock was reset, or the policy is no longer to be trusted."""
+        with self._lock:
+            self._chunks.clear()
+
+    def at(self, now_ns: int) -> np.ndarray | Refusal:
+        """Return the action for `now_ns`, (A,), from the newest chunk that has begun, or why there is none."""
+        with self._lock:
+            held = list(self._chunks)
+        if not held:
+            return Refusal(Reason.NO_CHUNK, "no valid action chunk has arrived")
+        begun = [chunk for chunk in held if chunk.stamp_ns <= now_ns]
+        if not begun:
+            ahead_s = (held[0].stamp_ns - now_ns) / 1e9
+            return Refusal(Reason.CHUNK_AHEAD, f"the chunk begins {ahead_s:.3f} s in the future; compare the clocks")
+        chunk = begun[-1]
+        age_ns, lifetime_ns = now_ns - chunk.stamp_ns, self._lifetime_ns(chunk)
+        if age_ns >= lifetime_ns:
+            detail = f"the newest chunk is {age_ns / 1e9:.3f} s old and good for {lifetime_ns / 1e9:.3f} s"
+            return Refusal(Reason.CHUNK_EXPIRED, detail)
+        return self._interpolate(chunk, now_ns)
+
+    def _lifetime_ns(self, chunk: ActionChunk) -> int:
+        steps = len(chunk.actions) if self._use_steps is None else min(self._use_steps, len(chunk.actions))
+        return min(steps * chunk.dt_ns, self._max_age_ns)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why the policy or the executor does nothing, as short stable codes with a sentence beside each."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Reason(str, Enum):
+    """Codes that appear in `~/status` and `/diagnostics`; a code never changes its meaning."""
+
+    NEVER_RECEIVED = "never_received"  # a declared topic has been silent since the start
+    STALE = "stale"  # the newest sample of a stream is older than its max_age_s
+    REFUSED_MESSAGE = "refused_message"  # the newest message of a stream couldn't be turned into an array
+    UNEQUAL_STAMPS = "unequal_stamps"  # equal stamps are asked for, and a stream has none at the tick
+    INFERENCE_FAILED = "inference_failed"  # the engine raised; nothing was published for that observation
+    NO_CHUNK = "no_chunk"  # no valid chunk has arrived yet
+    CHUNK_EXPIRED = "chunk_expired"  # the newest chunk has no action left for now, or is too old to be used
+    CHUNK_AHEAD = "chunk_ahead"  # the newest chunk begins in the future
+    SUPERSEDED = "superseded"  # a chunk older than the one in force; ignored, nothing stops
+    NOT_FINITE = "not_finite"  # a chunk holds NaN or Inf
+    WRONG_SHAPE = "wrong_shape"  # a chunk is empty or a point has the wrong number of positions
+    WRONG_JOINTS = "wrong_joints"  # joints of a chunk are missing, unknown or stand twice
+    WRONG_TIMING = "wrong_timing"  # points don't stand at (k+1)*dt of the robot file
+    OUT_OF_LIMITS = "out_of_limits"  # a position lies outside the limits by more than the margin
+    NO_MEASUREMENT = "no_measurement"  # a fresh measured position is needed and there is none
+
+
+class Refusal(NamedTuple):
+    """Nothing to act on: the code for machines, the sentence for people."""
+
+    code: Reason
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.code.value}: {self.detail}"

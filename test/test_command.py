@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the robot is commanded: nothing before the first chunk, its actions, then the safe action exactly once."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_limits import DT, chunk, robot
+
+from ros_vdd.runtime.command import Commander
+from ros_vdd.runtime.reasons import Reason
+from ros_vdd.streams.spec import SafeAction
+
+MEASURED = np.array([0.1, 0.2])
+PLAN = chunk(np.linspace(0.0, 0.9, 10)[:, None] * [1.0, 2.0])  # t0 = 0, good for 10 periods
+
+
+def commander(safe="hold", positions=None, use_steps=None, **action):
+    safe_action = SafeAction(kind=safe, positions=positions, stale_chunk_s=1.0)
+    return Commander(dataclasses.replace(robot(**action), safe_action=safe_action), use_steps)
+
+
+def moving(**options):
+    made = commander(**options)
+    made.receive(PLAN)
+    assert made.command(0, MEASURED).positions is not None
+    return made
+
+
+def test_nothing_is_commanded_before_the_first_chunk():
+    positions, refusal = commander().command(0, MEASURED)
+    assert positions is None and refusal.code is Reason.NO_CHUNK
+
+
+def test_a_valid_chunk_is_commanded_action_by_action():
+    made = moving()
+    for k in range(10):
+        np.testing.assert_array_equal(made.command(k * DT, MEASURED).positions, PLAN.actions[k])
+
+
+@pytest.mark.parametrize("kind, positions, expected", [("hold", None, MEASURED), ("position", (0.3, 0.4), (0.3, 0.4))])
+def test_a_stale_chunk_ends_in_exactly_one_safe_action(kind, positions, expected):
+    made = moving(safe=kind, positions=positions)
+    commands = [made.command(10 * DT + step, MEASURED) for step in range(5)]
+    np.testing.assert_array_equal(commands[0].positions, expected)
+    assert all(command.positions is None for command in commands[1:])
+    assert {command.refusal.code for command in commands} == {Reason.CHUNK_EXPIRED}
+
+
+def test_stop_publishes_nothing_more():
+    assert moving(safe="stop").command(10 * DT, MEASURED).positions is None
+
+
+def test_hold_without_a_fresh_measurement_publishes_nothing():
+    positions, refusal = moving().command(10 * DT, None)
+    assert positions is None and refusal.code is Reason.NO_MEASUREMENT
+
+
+def test_a_refused_chunk_stops_at_once_though_the_plan_before_it_goes_on():
+    made = moving()
+    assert made.receive(chunk(np.full((4, 2), np.nan))).code is Reason.NOT_FINITE
+    command = made.command(DT, MEASURED)
+    np.testing.assert_array_equal(command.positions, MEASURED)
+    assert command.refusal.code is Reason.NOT_FINITE
+    assert made.command(2 * DT, MEASURED).positions is None
+
+
+def test_a_refused_first_chunk_commands_nothing():
+    made = commander()
+    made.receive(chunk(np.full((4, 2), np.nan)))
+    assert made.command(0, MEASURED).positions is None
+
+
+def test_a_valid_chunk_after_a_refused_one_moves_again():
+    made = moving()
+    made.receive(chunk(np.full((4, 2), np.nan)))
+    made.receive(dataclasses.replace(PLAN, stamp_ns=DT))
+    np.testing.assert_array_equal(made.command(DT, MEASURED).positions, PLAN.actions[0])
+
+
+def test_a_late_chunk_changes_nothing():
+    made = moving()
+    assert made.receive(dataclasses.replace(PLAN, stamp_ns=-DT)).code is Reason.SUPERSEDED
+    np.testing.assert_array_equal(made.command(DT, MEASURED).positions, PLAN.actions[1])
+
+
+def test_another_period_than_the_robots_is_refused():
+    assert commander().receive(dataclasses.replace(PLAN, dt_ns=DT // 2)).code is Reason.WRONG_TIMING
+
+
+def test_a_clock_that_runs_backwards_voids_the_plan():
+    made = moving()
+    made.command(5 * DT, MEASURED)
+    command = made.command(4 * DT, MEASURED)
+    np.testing.assert_array_equal(command.positions, MEASURED)
+    assert command.refusal.code is Reason.NO_CHUNK
+
+
+def test_the_first_command_ramps_from_the_measured_position():
+    made = commander(max_velocity=[1.0, 1.0])
+    made.receive(chunk(np.full((10, 2), 0.9)))
+    np.testing.assert_allclose(made.command(0, MEASURED).positions, MEASURED + 0.1)
+    np.testing.assert_allclose(made.command(DT, MEASURED).positions, MEASURED + 0.2)
+
+
+def test_the_ramp_waits_for_a_measured_position():
+    made = commander(max_velocity=[1.0, 1.0])
+    made.receive(PLAN)
+    positions, refusal = made.command(0, None)
+    assert positions is None and refusal.code is Reason.NO_MEASUREMENT
+
+
+def test_after_the_safe_action_motion_starts_from_the_measured_position_again():
+    made = moving(max_velocity=[1.0, 1.0])
+    made.command(10 * DT, MEASURED)
+    made.receive(dataclasses.replace(chunk(np.full((10, 2), 0.9)), stamp_ns=20 * DT))
+    np.testing.assert_allclose(made.command(20 * DT, MEASURED).positions, MEASURED + 0.1)

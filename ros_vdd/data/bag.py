@@ -85,7 +85,7 @@ class Bag:
         storage = _storage(path, metadata, names)
         missing = [p.name for p in names if not p.is_file()]
         if missing:
-            raise DataError(f"'{path}': metadata.yaml names {', '.join(missing)}, not in the folder; copy the whole bag")
+            raise DataError(f"'{path}': metadata.yaml names {', '.join(missing)}, not in the folder; copy it all")
         files = [McapFile(p, recover) if storage == "mcap" else SqliteFile(p) for p in names]
         return cls(path, storage, files, metadata, warnings)
 
@@ -115,7 +115,7 @@ class Bag:
         channels = self._channels[topic]
         encodings = sorted({c.encoding for c in channels} - {"cdr"})
         if encodings:
-            raise DataError(f"'{self.path}', topic '{topic}': messages are '{encodings[0]}', only 'cdr' (ROS 2) is read")
+            raise DataError(f"'{self.path}', topic '{topic}': messages are '{encodings[0]}'; expected 'cdr' (ROS 2)")
         types = sorted({full_name(c.type) for c in channels})
         if len(types) > 1:
             raise DataError(f"'{self.path}', topic '{topic}' carries several types: {', '.join(types)}")
@@ -132,7 +132,8 @@ def _layout(path: Path) -> tuple[Section, list[Path], list[str]]:
         return metadata, [path / PurePath(p).name for p in metadata["relative_file_paths"]], []
     found = sorted(p for p in path.iterdir() if p.suffix in STORAGE_OF_SUFFIX)
     if not found:
-        raise DataError(f"'{path}' is no bag: no metadata.yaml, no .mcap, no .db3; {suggest('', (p.name for p in path.iterdir()))}")
+        inside = suggest("metadata.yaml", (p.name for p in path.iterdir()))
+        raise DataError(f"'{path}' is no bag: it holds no metadata.yaml, .mcap or .db3; {inside}")
     if any(p.suffix == ".db3" for p in found):
         raise DataError(
             f"'{path}' has no metadata.yaml, which a SQLite bag needs; write it again with "
@@ -149,7 +150,7 @@ def _read_metadata(path: Path) -> Section:
     if not isinstance(metadata, Section) or not isinstance(metadata.get("relative_file_paths"), list):
         raise DataError(f"'{path}' is not the metadata of a rosbag2 recording; expected rosbag2_bagfile_information")
     if str(metadata.get("compression_mode") or "none").lower() == "file":
-        raise DataError(f"'{path.parent}' is compressed file by file; decompress it first (`ros2 bag convert`, or zstd -d)")
+        raise DataError(f"'{path.parent}' is compressed file by file; decompress it first with `ros2 bag convert`")
     return metadata
 
 

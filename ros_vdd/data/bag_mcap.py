@@ -94,7 +94,7 @@ class McapFile:
             if isinstance(record, Header):
                 _check_profile(self.path, record)
             elif isinstance(record, Schema):
-                schemas.setdefault(record.id, record)  # the copies after the data are not under its checksum
+                schemas.setdefault(record.id, record)  # later copies are outside the data's checksum
             elif isinstance(record, Channel):
                 channels.setdefault(record.id, record)
             elif isinstance(record, Message):
@@ -104,10 +104,8 @@ class McapFile:
         self.channels = [_channel(c, schemas, counts) for c in channels.values()]
         left = sum(c.count for c in self.channels)
         if self.damage and not (recover and left):
-            raise DataError(
-                f"'{self.path}' is damaged: {'; '.join(self.damage[:3])}. "
-                + (f"{left} messages can be read: ask for recovery (recover=True)" if left else "No message is left in it")
-            )
+            todo = f"{left} messages can be read: ask for recovery (recover=True)" if left else "No message is left in it"
+            raise DataError(f"'{self.path}' is damaged: {'; '.join(self.damage[:3])}. {todo}")
 
     def _through_index(self, stream: IO[bytes], topics: Collection[str]) -> Iterator[RawMessage]:
         reader = SeekingReader(stream, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
@@ -143,8 +141,8 @@ def _records(stream: IO[bytes], damage: list[str]) -> Iterator[Any]:
 def _channel(channel: Channel, schemas: dict[int, Schema], counts: dict[int, int]) -> BagChannel:
     schema = schemas.get(channel.schema_id)
     definition = Definition(schema.data.decode(), schema.encoding) if schema and schema.data else Definition()
-    type_name = schema.name if schema else ""
-    return BagChannel(channel.id, channel.topic, type_name, channel.message_encoding, definition, counts.get(channel.id, 0))
+    name, count = schema.name if schema else "", counts.get(channel.id, 0)
+    return BagChannel(channel.id, channel.topic, name, channel.message_encoding, definition, count)
 
 
 def _check_profile(path: Path, header: Header) -> None:

@@ -80,7 +80,7 @@ def _store_of(type_name: str, definition: Definition):
     except TypesysError as error:
         raise DataError(f"the bag's definition of {type_name} can't be read: {error}") from error
     if type_name not in store.fielddefs:
-        raise DataError(f"the bag's definition of {type_name} defines other types; {suggest(type_name, store.fielddefs)}")
+        raise DataError(f"the bag's definition of {type_name} lacks it; {suggest(type_name, store.fielddefs)}")
     return store
 
 
@@ -100,7 +100,7 @@ def _builtin_store(type_name: str, distro: str | None):
     known = {s.value.removeprefix("ros2_"): s for s in Stores if s.value.startswith("ros2_")}
     distro = distro or DEFAULT_DISTRO
     if distro not in known:
-        raise DataError(f"the bag holds no definition of {type_name} and is from ROS '{distro}'; {suggest(distro, known)}")
+        raise DataError(f"the bag lacks the definition of {type_name}, and ROS '{distro}' is unknown; {suggest(distro, known)}")
     store = get_typestore(known[distro])
     if type_name not in store.fielddefs:
         raise DataError(

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Demonstrations: readers of other formats, the episode store, and training windows."""

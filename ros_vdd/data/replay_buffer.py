@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diffusion Policy's replay buffer (zarr v2: `data/NAME`, `meta/episode_ends`) as episodes.
+
+What each array means isn't in the file, so it is said: a map from our names to `ARRAY` or `ARRAY[FIRST:LAST]` (columns).
+Arrays that aren't mapped are kept as `extra.NAME`. The buffer holds no stamps; frames are `1 / rate_hz` apart by definition.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ros_vdd.errors import DataError, suggest
+from ros_vdd.streams.spec import RobotSpec
+
+_SELECTION = re.compile(r"(\w+)(?:\[(\d+):(\d+)\])?")
+
+
+def is_replay_buffer(path: Path) -> bool:
+    """Tell whether a folder looks like a zarr group with `meta/episode_ends`."""
+    return (path / "meta" / "episode_ends").exists()
+
+
+def episodes_from_replay_buffer(
+    path: str | Path, robot: RobotSpec, mapping: Mapping[str, str]
+) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
+    """Yield (arrays, meta) for each episode.
+
+    Args:
+        path: the zarr folder.
+        robot: whose observation and action names and shapes are to be filled.
+        mapping: our name -> selection, such as {"images.top": "img", "state": "state[0:2]"}; a name that isn't given is
+            looked for under its own name, "images.<camera>" also as "img" when there is one camera.
+
+    Raises:
+        DataError: an array, a column or a chunk is missing, or a shape doesn't fit the robot file.
+    """
+    path = Path(path)
+    arrays, ends = _open(path)
+    selections = _selections(robot, mapping, arrays, path)
+    used = {array for array, _ in selections.values()}
+    start = 0
+    for index, end in enumerate(int(e) for e in ends):
+        frames = slice(start, end)
+        episode = {ours: _convert(ours, _read(arrays, a, frames, path), columns) for ours, (a, columns) in selections.items()}
+        whole = {a for a, columns in selections.values() if columns is None}
+        for name in sorted(arrays.keys() - whole):
+            values = _read(arrays, name, frames, path)
+            episode[f"extra.{name}"] = values
+        episode["stamp_ns"] = np.arange(end - start, dtype=np.int64) * robot.dt_ns
+        yield episode, {"source": path.name, "source_format": "replay_buffer", "episode": index, "mapped": sorted(used)}
+        start = end
+
+
+def _open(path: Path):
+    try:
+        import zarr
+    except ModuleNotFoundError as error:
+        raise DataError("reading a replay buffer needs zarr; pip install 'ros_vdd[train]'") from error
+    if not is_replay_buffer(path):
+        raise DataError(f"'{path}' has no meta/episode_ends; it isn't a replay buffer in Diffusion Policy's layout")
+    try:
+        group = zarr.open_group(str(path), mode="r")
+        arrays = {name: group["data"][name] for name in group["data"].array_keys()}
+        _require_chunks(path / "meta" / "episode_ends", group["meta"]["episode_ends"])
+        ends = np.asarray(group["meta"]["episode_ends"][:])
+    except DataError:
+        raise
+    except Exception as error:  # zarr and its codecs raise many kinds; all of them mean an unreadable buffer
+        raise DataError(f"replay buffer '{path}' can't be read: {type(error).__name__}: {error}") from error
+    lengths = {name: array.shape[0] for name, array in arrays.items()}
+    if len(ends) == 0 or (np.diff(ends) <= 0).any() or any(n != ends[-1] for n in lengths.values()):
+        raise DataError(f"replay buffer '{path}': episode_ends (last {ends[-1:]}) and array lengths {lengths} disagree")
+    for name, array in arrays.items():
+        _require_chunks(path / "data" / name, array)
+    return arrays, ends
+
+
+def _require_chunks(folder: Path, array) -> None:
+    """Zarr fills a missing chunk with zeros; here missing data is missing."""
+    counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks)]
+    for index in np.ndindex(*counts):
+        name = ".".join(map(str, index))
+        if not (folder / name).is_file() and not (folder / name.replace(".", "/")).is_file():
+            first = index[0] * array.chunks[0]
+            raise DataError(
+                f"replay buffer: '{folder.name}' lacks its chunk '{name}' (frames {first} to "
+                f"{min(first + array.chunks[0], array.shape[0]) - 1}); copy the folder again"
+            )
+
+
+def _selections(robot: RobotSpec, mapping: Mapping[str, str], arrays: Mapping, path: Path) -> dict:
+    wanted = {**robot.observation_shapes(), "action": (robot.action_size,)}
+    unknown = mapping.keys() - wanted.keys()
+    if unknown:
+        raise DataError(f"--map names '{sorted(unknown)[0]}'; {suggest(sorted(unknown)[0], wanted)}")
+    return {ours: _selection(ours, shape, robot, mapping, arrays, path) for ours, shape in wanted.items()}
+
+
+def _selection(ours: str, shape: tuple, robot: RobotSpec, mapping: Mapping[str, str], arrays: Mapping, path: Path):
+    only_camera = ours.startswith("images.") and len(robot.cameras) == 1
+    text = mapping.get(ours, "img" if only_camera and "img" in arrays else ours)
+    match = _SELECTION.fullmatch(text)
+    if not match or match[1] not in arrays:
+        raise DataError(
+            f"'{path}' has no array '{text}' for '{ours}'; {suggest(text, arrays)}; say which with --map {ours}=ARRAY[FIRST:LAST]"
+        )
+    columns = (int(match[2]), int(match[3])) if match[2] else None
+    found = arrays[match[1]].shape[1:]
+    taken = (max(0, min(columns[1], found[0]) - columns[0]),) if columns and found else found
+    if tuple(taken) != tuple(shape):
+        raise DataError(
+            f"'{ours}' of robot '{robot.name}' has shape {shape}, '{text}' in '{path}' gives {tuple(taken)} (array {found}); "
+            f"choose columns with --map {ours}={match[1]}[0:{shape[0]}]"
+        )
+    return match[1], columns
+
+
+def _read(arrays: Mapping, name: str, frames: slice, path: Path) -> np.ndarray:
+    try:
+        return np.asarray(arrays[name][frames])
+    except Exception as error:  # a damaged chunk raises whatever its codec raises
+        raise DataError(
+            f"replay buffer '{path}': frames {frames.start} to {frames.stop - 1} of '{name}' can't be decoded "
+            f"({type(error).__name__}: {error}); copy the folder again"
+        ) from error
+
+
+def _convert(ours: str, values: np.ndarray, columns: tuple[int, int] | None) -> np.ndarray:
+    if columns:
+        values = values[:, columns[0] : columns[1]]
+    if not ours.startswith("images."):
+        return np.ascontiguousarray(values, dtype=np.float32)
+    if values.dtype != np.uint8:
+        low, high = float(values.min()), float(values.max())
+        if not (0 <= low and high <= 255):
+            raise DataError(f"'{ours}': values from {low} to {high}; expected 0 to 255")
+        values = np.rint(values).astype(np.uint8)
+    return np.ascontiguousarray(values)

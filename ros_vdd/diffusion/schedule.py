@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise levels: the Karras grid of the samplers and the level distributions of training.
+
+Source: Karras et al. 2022 (EDM, arXiv 2206.00364), equation 5 and table 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """Return the grid `(steps + 1,)` from sigma_max down to sigma_min, then 0.
+
+    sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+
+    Args:
+        steps: network evaluations of an Euler sampler, at least 1.
+        sigma_min, sigma_max: lowest and highest level, in normalised action units.
+        rho: how strongly levels gather near sigma_min.
+
+    Source: EDM equation 5.
+    """
+    if steps < 1 or not 0 < sigma_min < sigma_max:
+        raise ValueError(f"steps={steps}, sigma_min={sigma_min}, sigma_max={sigma_max}: need steps >= 1 and 0 < min < max")
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigmas = (top + ramp * (bottom - top)) ** rho
+    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)]).float()
+
+
+def log_normal_sigmas(
+    count: int, mean: float, std: float, sigma_min: float, sigma_max: float, generator: torch.Generator
+) -> Tensor:
+    """Draw training levels `(count,)` with ln sigma ~ N(mean, std), clipped to the sampler's range.
+
+    Source: EDM table 1 (training); the clipping to the range is our own.
+    """
+    log_sigma = mean + std * torch.randn(count, generator=generator)
+    return log_sigma.clamp(math.log(sigma_min), math.log(sigma_max)).exp()
+
+
+def log_uniform_sigmas(count: int, sigma_min: float, sigma_max: float, generator: torch.Generator) -> Tensor:
+    """Draw levels `(count,)` uniform in ln sigma between sigma_min and sigma_max."""
+    low, high = math.log(sigma_min), math.log(sigma_max)
+    return (low + (high - low) * torch.rand(count, generator=generator)).exp()

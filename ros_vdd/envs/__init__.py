@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simulators behind one protocol, found by file name: `make("pusht")` loads `ros_vdd/envs/pusht.py`.
+
+To add one, add a file with a class `Env` that fulfils the protocol below; `evaluate`, `demo` and the simulator bridge use it at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Protocol
+
+import numpy as np
+
+from ros_vdd.errors import EnvError, suggest
+
+
+class Env(Protocol):
+    """A task that can be reset by seed and stepped with one action a policy period.
+
+    Observations are dicts without batch or time axis: "images.<camera>" `(H, W, 3)` uint8 RGB, "state" `(S,)` float32.
+    """
+
+    robot: str
+    """Name of the shipped robot file whose streams the observations follow."""
+    max_steps: int
+    modes: int | None
+    """How many ways of success the task defines, or None."""
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        """Start an episode; the same seed gives the same start."""
+
+    def step(self, action: np.ndarray) -> dict[str, np.ndarray]:
+        """Apply one action `(A,)` in the units of the robot file for one policy period."""
+
+    @property
+    def score(self) -> float:
+        """Score of the episode so far, in [0, 1]."""
+
+    @property
+    def success(self) -> bool:
+        """Whether the episode has succeeded so far."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode is over."""
+
+    def render(self, size: int) -> np.ndarray:
+        """Return a picture `(size, size, 3)` uint8 RGB for people."""
+
+
+def names() -> list[str]:
+    """Return the names of the environments in this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def make(name: str) -> Env:
+    """Make an environment by name, or from another package by a name with dots, such as `my_lab.envs.stacking`.
+
+    Raises:
+        EnvError: there is none of that name, or what it needs isn't installed.
+    """
+    if "." not in name and name not in names():
+        raise EnvError(f"no environment '{name}'; {suggest(name, names())}")
+    module_name = name if "." in name else f"{__name__}.{name}"
+    try:
+        return importlib.import_module(module_name).Env()
+    except ModuleNotFoundError as error:
+        raise EnvError(f"environment '{name}' needs the module '{error.name}'; pip install 'ros_vdd[sim]'") from error

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every policy shares: normalisation, image encoders, and the observation features that condition it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ros_vdd.errors import ConfigError
+from ros_vdd.networks.vision import ImageEncoder
+from ros_vdd.policies.normalizer import Normalizer
+from ros_vdd.streams.spec import RobotSpec
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """How one camera picture becomes features; all cameras share the layout, each has its own weights."""
+
+    features: int = 32
+    channels: tuple[int, ...] = (32, 64, 96)
+    hidden: int = 256
+
+    def __post_init__(self):
+        if self.features < 1 or self.hidden < 1 or not self.channels or min(self.channels) < 1:
+            raise ConfigError("'features', 'hidden' and each of 'channels' must be at least 1")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Sizes common to all policies; `horizon` counts from the action at the newest observation."""
+
+    n_obs_steps: int = 2
+    horizon: int = 16
+    n_action_steps: int = 8
+    vision: VisionConfig = VisionConfig()
+
+    def __post_init__(self):
+        if self.n_obs_steps < 1 or not 1 <= self.n_action_steps <= self.horizon:
+            raise ConfigError(
+                f"'n_obs_steps' {self.n_obs_steps}, 'n_action_steps' {self.n_action_steps}, 'horizon' {self.horizon}: "
+                "expected n_obs_steps >= 1 and 1 <= n_action_steps <= horizon"
+            )
+
+
+class Policy(nn.Module):
+    """Base of all policies. Subclasses add `kind`, `nfe` and `forward`.
+
+    Observation: "images.<camera>" `(B, T, H, W, 3)` uint8, "state" `(B, T, S)`; T = n_obs_steps, oldest first.
+    """
+
+    kind = ""
+    nfe = 1
+
+    def __init__(self, robot: RobotSpec, config: PolicyConfig):
+        super().__init__()
+        self.robot, self.config = robot, config
+        self.action_normalizer = Normalizer(robot.action_size)
+        self.state_normalizer = Normalizer(robot.state_size) if robot.state_size else None
+        vision = config.vision
+        self.encoders = nn.ModuleDict()
+        for name, (height, width, _) in self.image_shapes.items():
+            encoder = ImageEncoder(height, width, vision.features, vision.channels, vision.hidden)
+            self.encoders[_module_name(name)] = encoder
+
+    @property
+    def image_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the camera inputs `(H, W, 3)` by observation name."""
+        return {k: v for k, v in self.robot.observation_shapes().items() if k.startswith("images.")}
+
+    @property
+    def frame_size(self) -> int:
+        """Return how many features the pictures of one tick give."""
+        return len(self.encoders) * self.config.vision.features
+
+    @property
+    def condition_size(self) -> int:
+        """Return O, the length of the observation features."""
+        return self.config.n_obs_steps * (self.frame_size + self.robot.state_size)
+
+    @property
+    def chunk_size(self) -> int:
+        """Return D = H * A, the length of a flattened chunk."""
+        return self.config.horizon * self.robot.action_size
+
+    def encode_frames(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Encode pictures `(N, H, W, 3)` uint8 by camera to features `(N, F)`."""
+        parts = []
+        for name in self.image_shapes:
+            picture = images[name].permute(0, 3, 1, 2).to(self.action_normalizer.low.dtype) / 127.5 - 1
+            parts.append(self.encoders[_module_name(name)](picture))
+        return torch.cat(parts, dim=1)
+
+    def condition(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Turn an observation into features `(B, O)`; "features" `(B, T, F)` may stand in for the pictures."""
+        parts = []
+        if "features" in observation:
+            parts.append(observation["features"].flatten(1))
+        elif self.encoders:
+            flat = {name: observation[name].flatten(0, 1) for name in self.image_shapes}
+            parts.append(self.encode_frames(flat).reshape(-1, self.config.n_obs_steps * self.frame_size))
+        if self.state_normalizer is not None:
+            parts.append(self.state_normalizer(observation["state"]).flatten(1))
+        return torch.cat(parts, dim=1)
+
+    def to_chunk(self, flat: Tensor) -> Tensor:
+        """Turn normalised flat chunks `(..., D)` into actions `(..., H, A)` in the robot's units, cut to the data's range."""
+        shape = (*flat.shape[:-1], self.config.horizon, self.robot.action_size)
+        return self.action_normalizer.inverse(flat.clamp(-1, 1).reshape(shape))
+
+    def from_chunk(self, actions: Tensor) -> Tensor:
+        """Turn actions `(B, H, A)` in the robot's units into normalised flat chunks `(B, D)`."""
+        return self.action_normalizer(actions).flatten(1)
+
+
+def _module_name(stream: str) -> str:
+    return stream.replace(".", "_")

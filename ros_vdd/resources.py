@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the shipped config, launch and model files lie: in a checkout, a pip or an ament install."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from ros_vdd.errors import ConfigError, suggest
+
+
+def share_dir() -> Path:
+    """Return the folder that holds `config/`, `launch/` and `models/`.
+
+    Looked for in this order: the checkout this file lies in, the ament prefixes, the Python prefix.
+
+    Raises:
+        ConfigError: none of them holds the files.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "package.xml").is_file() and (checkout / "config").is_dir():
+        return checkout
+    prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    prefixes += [sys.prefix, str(Path(__file__).resolve().parents[4])]
+    places = [Path(p) / "share" / "ros_vdd" for p in prefixes]
+    for place in places:
+        if (place / "config").is_dir():
+            return place
+    raise ConfigError(
+        "the files of ros_vdd (config/, models/) were not found in "
+        f"{', '.join(map(str, [checkout, *places]))}; install the package again"
+    )
+
+
+def find(kind: str, name: str) -> Path:
+    """Resolve what a user named: a path as given, else `NAME` or `NAME.yaml` in the shipped folder `kind`.
+
+    Args:
+        kind: folder below the share folder, for example "config/robots" or "models".
+        name: a path, or the bare name of a shipped file.
+
+    Raises:
+        ConfigError: neither exists; the message lists the shipped names.
+    """
+    given = Path(name).expanduser()
+    if given.exists():
+        return given
+    folder = share_dir() / kind
+    for candidate in (folder / name, folder / f"{name}.yaml"):
+        if os.sep not in name and candidate.exists():
+            return candidate
+    shipped = [p.stem if p.is_file() else p.name for p in folder.iterdir()] if folder.is_dir() else []
+    raise ConfigError(f"'{name}' is neither a path nor shipped in {kind}; {suggest(name, shipped)}")

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training state as one safetensors file, written whole or not at all: no pickle, and a kill at any time does no harm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ros_vdd.errors import DataError
+
+
+def save(path: Path, step: int, run: str, module: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Write the state after `step` steps; `run` names the configuration it belongs to."""
+    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    partial = path.with_suffix(".partial")
+    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, str(partial), {"step": str(step), "run": run})
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
+
+
+def load(path: Path, run: str, module: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+    """Restore a state in place and return how many steps it had done.
+
+    Raises:
+        DataError: the file is damaged or belongs to another configuration.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("run") != run:
+                raise DataError(
+                    f"'{path}' belongs to another configuration, data set or version of this run; "
+                    "choose another --out, or delete that folder to start over"
+                )
+            tensors = {k: stored.get_tensor(k) for k in stored.keys()}
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"checkpoint '{path}' can't be read ({error}); delete it to start over") from error
+    module.load_state_dict(_below(tensors, "module."))
+    average.update(_below(tensors, "average."))
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in _below(tensors, "optimizer.").items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"])
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training configuration file holds; every field has a default that runs, except name, method and data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ros_vdd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The training loop; `learning_rate` warms up linearly, then falls to `final_learning_rate` along a cosine."""
+
+    steps: int = 10_000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 200
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 100
+    validate_every: int = 2_000
+    checkpoint_every: int = 1_000
+    validation_batches: int = 8
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every", "validation_batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}; expected at least 1")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"'ema' is {self.ema}; expected 0 (off) up to below 1")
+        if min(self.learning_rate, self.clip_norm) <= 0 or min(self.weight_decay, self.final_learning_rate, self.warmup_steps) < 0:
+            raise ConfigError("'learning_rate' and 'clip_norm' must be above 0; 'weight_decay', 'final_learning_rate', 'warmup_steps' at least 0")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        fall = 0.5 * (1 + math.cos(math.pi * share))
+        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * fall
+
+
+@dataclass(frozen=True)
+class Renderings:
+    """Extra labelled pictures drawn by a simulator; see `render_labelled` of the environment."""
+
+    env: str
+    frames: int
+    spread: float = 25.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    `policy` holds the fields of the policy's configuration, `options` those of the method; `start` is a policy folder whose
+    weights the run begins with, `encoder` one whose image encoders it takes; `freeze_encoder` keeps those as they are.
+    """
+
+    name: str
+    method: str
+    data: str
+    seed: int = 0
+    policy: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    loop: LoopConfig = LoopConfig()
+    encoder: str | None = None
+    freeze_encoder: bool = False
+    start: str | None = None
+    teacher: str | None = None
+    renderings: Renderings | None = None
+    validation_fraction: float = 0.05
+
+    def __post_init__(self):
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(f"'validation_fraction' is {self.validation_fraction}; expected 0 up to below 1")

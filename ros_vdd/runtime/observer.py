@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages in, one observation per tick out, or the reason why not; nothing is zero-filled, guessed or looked ahead.
+
+At the first tick, and after a gap, the history is filled by repeating the first observation, as the simulator
+protocol of Diffusion Policy does (arXiv 2303.04137) and as training data are padded at the start of an episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ros_vdd.errors import StreamError, suggest
+from ros_vdd.runtime.intake import CameraIntake, Intake, JointStateIntake, NotReady
+from ros_vdd.runtime.reasons import Reason
+from ros_vdd.streams.resample import Sample
+from ros_vdd.streams.spec import RobotSpec
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the policy sees at one tick.
+
+    Attributes:
+        arrays: "images.NAME" (T, H, W, 3) uint8 and "state" (T, S) float32, oldest first
+        stamp_ns: the tick, [ns]
+        ages_ns: by stream, the largest age of its samples at their ticks, [ns]
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    stamp_ns: int
+    ages_ns: Mapping[str, int]
+
+
+class Observer:
+    """Collects the streams of a robot file and aligns them at ticks.
+
+    Called from one thread only, the node's executor: callbacks push, then ask for a snapshot. What a snapshot
+    returns is a copy and may go to another thread.
+
+    Args:
+        robot: the streams
+        n_obs_steps: T, ticks in an observation, one policy period apart
+        equal_stamps: accept a tick only if every sample has exactly its stamp (lock-step simulation)
+    """
+
+    def __init__(self, robot: RobotSpec, n_obs_steps: int, equal_stamps: bool = False):
+        self._n_obs_steps, self._dt_ns, self._equal_stamps = n_obs_steps, robot.dt_ns, equal_stamps
+        self._cameras = {name: CameraIntake(spec, f"images.{name}") for name, spec in robot.cameras.items()}
+        self._states = {name: JointStateIntake(spec, f"states.{name}") for name, spec in robot.states.items()}
+        self._reference = self.intakes[0]
+        self._first_tick_ns: int | None = None  # where the history begins
+
+    def reset(self) -> None:
+        """Forget every sample, for example at the start of an episode; the counters go on."""
+        for intake in self.intakes:
+            intake.clear()
+        self._first_tick_ns = None
+
+    @property
+    def intakes(self) -> list[Intake]:
+        """Every stream, cameras first, with its counters."""
+        return [*self._cameras.values(), *self._states.values()]
+
+    @property
+    def tick_ns(self) -> int | None:
+        """[ns] newest stamp of the reference stream, the first camera or else the first state; None before it."""
+        return self._reference.newest_stamp_ns
+
+    def push_image(self, camera: str, message: Any, receive_ns: int) -> bool:
+        """Take an image; return whether it could be used."""
+        return self._push(_named(self._cameras, camera), message, receive_ns)
+
+    def push_joint_state(self, stream: str, message: Any, receive_ns: int) -> bool:
+        """Take a joint state; return whether it could be used."""
+        return self._push(_named(self._states, stream), message, receive_ns)
+
+    def snapshot(self, tick_ns: int) -> Observation | NotReady:
+        """Return the observation at a tick, or the first reason why there is none."""
+        first_ns = tick_ns if self._first_tick_ns is None else min(self._first_tick_ns, tick_ns)
+        ticks = [max(tick_ns - back * self._dt_ns, first_ns) for back in reversed(range(self._n_obs_steps))]
+        samples: dict[str, list[Sample]] = {}
+        for intake in self.intakes:
+            found = [intake.at(tick) for tick in ticks]
+            if missing := next((f for f in found if isinstance(f, NotReady)), None):
+                return missing
+            samples[intake.name] = found
+        ages = {name: max(sample.age_ns for sample in found) for name, found in samples.items()}
+        if self._equal_stamps and any(ages.values()):
+            late = max(ages, key=ages.__getitem__)
+            return NotReady(Reason.UNEQUAL_STAMPS, late, f"{late}: no sample with the stamp of the tick yet")
+        for intake in self.intakes:
+            intake.forget_refusal()
+        return Observation(self._arrays(samples), tick_ns, ages)
+
+    def silence(self, now_ns: int) -> NotReady | None:
+        """Return the first stream that has brought nothing usable lately, judged by receive times, or None."""
+        return next((problem for intake in self.intakes if (problem := intake.silence(now_ns))), None)
+
+    def _push(self, intake: Intake, message: Any, receive_ns: int) -> bool:
+        before_ns, resets = intake.newest_stamp_ns, intake.resets
+        if not intake.push(message, receive_ns):
+            return False
+        if intake is self._reference and before_ns is not None:
+            gap_ns = intake.newest_stamp_ns - before_ns
+            if intake.resets > resets or gap_ns > self._n_obs_steps * self._dt_ns:
+                self._first_tick_ns = None  # what came before the gap is no history of what comes after it
+        if self._first_tick_ns is None and self._complete(self.tick_ns):
+            self._first_tick_ns = self.tick_ns
+        return True
+
+    def _complete(self, tick_ns: int | None) -> bool:
+        return tick_ns is not None and all(isinstance(intake.at(tick_ns), Sample) for intake in self.intakes)
+
+    def _arrays(self, samples: Mapping[str, list[Sample]]) -> dict[str, np.ndarray]:
+        arrays = {name: np.stack([s.value for s in found]) for name, found in samples.items() if name.startswith("images.")}
+        if self._states:
+            columns = [np.stack([s.value for s in samples[intake.name]]) for intake in self._states.values()]
+            arrays["state"] = np.concatenate(columns, axis=1)
+        return arrays
+
+
+def _named(intakes: Mapping[str, Intake], name: str) -> Intake:
+    if name not in intakes:
+        raise StreamError(f"no stream '{name}' in the robot file; {suggest(name, intakes)}")
+    return intakes[name]

@@ -8,6 +8,7 @@ the existing readers lack. Nothing named in a file is ever imported or evaluated
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,21 +27,25 @@ class Section(dict):
     """A mapping read from YAML that remembers the line of each key and the file it came from."""
 
     lines: dict[str, int] = {}
+    line: int = 0
     source: str = ""
 
     def where(self, key: str | None = None) -> str:
-        """Return "FILE:LINE" of a key, or the file alone."""
-        line = self.lines.get(key) if key is not None else None
+        """Return "FILE:LINE" of a key, or of the section; the file alone for what an override added."""
+        line = self.lines.get(key) if key is not None else self.line
         return f"{self.source}:{line}" if line else self.source
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and aliases and records lines."""
+    """SafeLoader that refuses duplicate keys, aliases and tags, and records lines."""
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise ConfigError(f"{self.name}:{event.start_mark.line + 1}: YAML aliases are not accepted; write the value out")
+        event = self.peek_event()
+        where = f"{self.name}:{event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"{where}: YAML aliases are not accepted; write the value out")
+        if event.tag:
+            raise ConfigError(f"{where}: YAML tags are not accepted; remove '{event.tag}'")
         return super().compose_node(parent, index)
 
 
@@ -56,27 +61,28 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Section:
             )
         section[key] = loader.construct_object(value_node, deep=True)
         lines[str(key)] = key_node.start_mark.line + 1
-    section.lines, section.source = lines, loader.name
+    section.lines, section.line, section.source = lines, node.start_mark.line + 1, loader.name
     return section
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+# YAML 1.1 takes 1e-3 for text; YAML 1.2 and whoever writes a learning rate mean the number.
+_SCIENTIFIC = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(*_SCIENTIFIC)
 
 
 def parse_yaml(text: str, source: str = "text") -> Section:
     """Read YAML text into a `Section`.
 
     Raises:
-        ConfigError: not YAML, not a mapping at the top, a duplicate key, or an alias.
+        ConfigError: not YAML, not a mapping at the top, a duplicate key, an alias or a tag.
     """
-    loader = _Loader(text)
-    loader.name = source
     try:
+        loader = _Loader(text)
+        loader.name = source
         value = loader.get_single_data()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2026-99-99, a number of 5000 digits
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
     if not isinstance(value, Section):
         raise ConfigError(f"{source}: expected 'key: value' lines, found {type(value).__name__}")
     return value
@@ -131,7 +137,7 @@ def override(section: Section, assignments: Sequence[str]) -> Section:
 def _copy(value: Any) -> Any:
     if isinstance(value, Section):
         section = Section({k: _copy(v) for k, v in value.items()})
-        section.lines, section.source = dict(value.lines), value.source
+        section.lines, section.line, section.source = dict(value.lines), value.line, value.source
         return section
     return [_copy(v) for v in value] if isinstance(value, list) else value
 
@@ -164,12 +170,22 @@ def build(cls: type[T], section: Mapping[str, Any], path: str = "") -> T:
     try:
         return cls(**values)
     except ConfigError as error:
-        text = str(error)
-        key = next((k for k in fields if k in section and f"'{k}'" in text), None)
-        where = at(key)
-        if where and not text.startswith(str(getattr(section, "source", "")) or "\0"):
-            text = _join(where, f"{path}: {text}" if path else text)
-        raise ConfigError(text) from error
+        raise ConfigError(_join(_locate(section, str(error)), f"{path}: {error}" if path else str(error))) from error
+
+
+def _locate(section: Mapping[str, Any], text: str) -> str:
+    """Return "FILE:LINE" of the first key that stands quoted in a message, dotted where it lies deeper."""
+    if not isinstance(section, Section):
+        return ""
+    for quoted in re.findall(r"(?<!\w)'([^']+)'", text):
+        where, place = "", section
+        for key in quoted.split("."):
+            if not isinstance(place, Section) or key not in place:
+                break
+            where, place = place.where(key), place[key]
+        if where:
+            return where
+    return section.where()
 
 
 def _required(fields: Mapping[str, dataclasses.Field]) -> list[str]:
@@ -245,6 +261,9 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data):
         return True
+
+
+_Dumper.add_implicit_resolver(*_SCIENTIFIC)  # so that the text "1e3" is written with quotes
 
 
 def dump_yaml(value: Any) -> str:

@@ -146,6 +146,8 @@ def test_every_cut_of_a_compressed_image_is_refused(kind):
     for length in [0, 1, 7, 12, 30, *range(40, len(data), 97), len(data) - 1]:
         with pytest.raises(StreamError):
             codecs.decode_image(_compressed_msg(data[:length]), spec)
+    with pytest.raises(StreamError, match="cut off: its end marker is missing"):  # some OpenCV fill the rest with grey
+        codecs.decode_image(_compressed_msg(data[:-500]), spec)
 
 
 def _png_bomb() -> bytes:
@@ -176,6 +178,19 @@ def test_damaged_png_with_intact_ends_is_refused():
     data[60:90] = bytes(30)
     with pytest.raises(StreamError, match="can't be decoded"):
         codecs.decode_image(_compressed_msg(bytes(data)), _camera(type=COMPRESSED))
+
+
+def test_flipped_bytes_of_a_compressed_image_never_give_another_error_or_shape():
+    spec = _camera(width=60, height=40, type=COMPRESSED)
+    for kind in (".png", ".jpg"):
+        intact = np.frombuffer(_compressed(kind, RNG.integers(0, 256, (40, 60, 3), np.uint8)), np.uint8)
+        for _ in range(100):
+            data = intact.copy()
+            data[RNG.integers(0, min(len(data), 200), 3)] = RNG.integers(0, 256, 3)  # mostly headers and tables
+            try:
+                assert codecs.decode_image(_compressed_msg(data.tobytes()), spec).shape == spec.output_shape
+            except StreamError:
+                pass
 
 
 def test_raw_image_on_a_compressed_topic_is_refused():

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 
 import numpy as np
+import pytest
 
 from ros_vdd.streams.resample import Missing, PartialState, Sample, StreamBuffer
 from ros_vdd.streams.spec import JointStateSpec
@@ -127,19 +129,28 @@ def test_array_has_all_positions_then_all_velocities():
     np.testing.assert_array_equal(state.at(0).value, [1, 2, 3, 4])
 
 
-def test_tick_sees_a_message_whole_while_another_thread_pushes():
+@pytest.fixture
+def eager_threads():
+    """Threads change places in the middle of things."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_tick_sees_a_message_whole_while_another_thread_pushes(eager_threads):
     state = _state()
     state.push(0, {("a", "position"): 0, ("b", "position"): 0})
 
     def push_all():
-        for i in range(2000):
+        for i in range(10_000):
             state.push(i, {("a", "position"): i, ("b", "position"): i})
 
     thread = threading.Thread(target=push_all)
     thread.start()
     torn = 0
     while thread.is_alive():
-        a, b = state.at(2000).value
+        a, b = state.at(10_000).value
         torn += a != b
     thread.join()
     assert torn == 0

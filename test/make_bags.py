@@ -62,7 +62,7 @@ def write_bag(folder: Path, messages, storage: str = "mcap", custom_data=None) -
     return folder
 
 
-def write_mcap(path: Path, messages, profile: str = "ros2", encoding: str = "cdr", chunk_size: int = 512, **options) -> Path:
+def write_mcap(path: Path, messages, profile="ros2", encoding="cdr", chunk_size=512, **options) -> Path:
     """Write one .mcap with the `mcap` library: many small chunks, uncompressed, with checksums."""
     with path.open("wb") as stream:
         options = {"compression": CompressionType.NONE, **options}

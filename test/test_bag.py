@@ -193,5 +193,6 @@ def test_recorded_bags_agree_with_an_independent_reader(folder):
     with AnyReader([source], default_typestore=STORE) as reader:
         topics = {c.topic: c.msgtype for c in reader.connections if c.msgcount and c.msgtype in STORE.fielddefs}
         chosen = [c for c in reader.connections if c.topic in topics]
-        expected = sorted((t, c.topic, repr(reader.deserialize(raw, c.msgtype))) for c, t, raw in reader.messages(chosen))
+        raw = reader.messages(chosen)
+        expected = sorted((t, c.topic, repr(reader.deserialize(data, c.msgtype))) for c, t, data in raw)
     assert sorted((m.log_time_ns, m.topic, repr(m.message)) for m in bag.messages(topics)) == expected

@@ -21,6 +21,7 @@ from ros_vdd.data.bag_sqlite import SqliteFile
 from ros_vdd.data.cdr import Decode, decoder, full_name
 from ros_vdd.errors import ConfigError, DataError, suggest
 
+ROBOT_KEY, TASK_KEY = "ros_vdd.robot", "ros_vdd.task"  # what our recorder leaves in custom_data
 STORAGE_OF_SUFFIX = {".mcap": "mcap", ".db3": "sqlite3"}
 
 

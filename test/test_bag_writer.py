@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recording is complete or called .partial, opens with other readers, and loses little when it is cut off."""
+
+import pytest
+from make_bags import SECOND, STORE, joint_state, serialize
+from mcap.reader import make_reader
+from rosbags.highlevel import AnyReader
+
+from ros_vdd.data.bag import Bag
+from ros_vdd.data.bag_writer import BagWriter
+from ros_vdd.errors import DataError
+
+TOPICS = {"/joint_states": "sensor_msgs/msg/JointState", "/camera": "sensor_msgs/msg/Image"}
+MS = 1_000_000
+
+
+class Clock:
+    now_ns = 0
+
+    def __call__(self):
+        return self.now_ns
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def writer(tmp_path, clock):
+    return BagWriter(tmp_path / "episode_000000", TOPICS, {"ros_vdd.robot": "name: r\n"}, clock, ros_distro="jazzy")
+
+
+def record(writer, clock, count=50, period_ms=10):
+    for i in range(count):
+        clock.now_ns = i * period_ms * MS
+        message = joint_state(i * period_ms * MS, position=(i, -i))
+        writer.write("/joint_states", SECOND + clock.now_ns, serialize(message))
+
+
+def test_an_independent_reader_finds_every_message_the_types_and_their_hashes(writer, clock):
+    record(writer, clock)
+    with AnyReader([writer.close()]) as reader:  # checks the hash of each type against its definition
+        read = [(t, reader.deserialize(raw, c.msgtype)) for c, t, raw in reader.messages()]
+        assert {c.topic: (c.msgtype, c.msgcount) for c in reader.connections} == {
+            "/joint_states": ("sensor_msgs/msg/JointState", 50),
+            "/camera": ("sensor_msgs/msg/Image", 0),
+        }
+        assert reader.message_count == 50 and reader.duration == 490 * MS + 1
+    assert [t for t, _ in read] == [SECOND + i * 10 * MS for i in range(50)]
+    assert [tuple(m.position) for _, m in read] == [(i, -i) for i in range(50)]
+
+
+def test_our_reader_finds_the_custom_data_also_without_metadata(writer, clock):
+    record(writer, clock)
+    folder = writer.close()
+    assert (Bag.open(folder).custom_data, Bag.open(folder).warnings) == ({"ros_vdd.robot": "name: r\n"}, [])
+    (folder / "metadata.yaml").unlink()
+    assert Bag.open(folder).custom_data == {"ros_vdd.robot": "name: r\n"}
+
+
+def test_the_folder_appears_under_its_name_only_when_complete(writer, clock):
+    record(writer, clock)
+    assert not writer.folder.exists() and writer.partial.is_dir()
+    writer.close()
+    assert writer.folder.is_dir() and not writer.partial.exists()
+    assert sorted(p.name for p in writer.folder.iterdir()) == ["episode_000000_0.mcap", "metadata.yaml"]
+
+
+def test_a_process_that_dies_loses_at_most_one_chunk_period(writer, clock):
+    record(writer, clock)  # the last message at 490 ms; nothing is closed
+    left = list(Bag.open(writer.partial, recover=True).messages())
+    assert [int(m.message.position[0]) for m in left] == list(range(41))  # chunks closed at 100, 200, 300 and 400 ms
+
+
+def test_a_pause_of_all_topics_leaves_nothing_in_memory(writer, clock):
+    record(writer, clock, count=3)
+    clock.now_ns += 100 * MS
+    writer.flush_if_due()
+    assert len(list(Bag.open(writer.partial, recover=True).messages())) == 3
+
+
+def test_every_chunk_has_a_checksum(writer, clock):
+    record(writer, clock)
+    with (writer.close() / "episode_000000_0.mcap").open("rb") as stream:
+        data = stream.read()
+        stream.seek(0)
+        chunks = make_reader(stream).get_summary().chunk_indexes
+    assert len(chunks) == 5
+    for chunk in chunks:
+        crc_at = chunk.chunk_start_offset + 9 + 24  # opcode and length, then two times and a size
+        assert data[crc_at : crc_at + 4] != b"\0\0\0\0"
+
+
+def test_nothing_is_overwritten(writer, clock, tmp_path):
+    with pytest.raises(DataError, match="episode_000000.partial' exists"):
+        BagWriter(writer.folder, TOPICS, {}, clock)
+    writer.close()
+    with pytest.raises(DataError, match="never overwritten"):
+        BagWriter(writer.folder, TOPICS, {}, clock)
+
+
+def test_an_unknown_type_is_refused_before_anything_is_written(tmp_path, clock):
+    with pytest.raises(DataError, match="lab_msgs/msg/Grip"):
+        BagWriter(tmp_path / "bag", {"/grip": "lab_msgs/msg/Grip"}, {}, clock)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recorded_definitions_equal_those_of_the_type_store(writer, clock):
+    folder = writer.close()
+    with AnyReader([folder]) as reader:
+        for name in TOPICS.values():
+            assert reader.typestore.hash_rihs01(name) == STORE.hash_rihs01(name)

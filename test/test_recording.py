@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An operator's requests: start is refused while a topic is silent, an episode is never lost by a discard."""
+
+import pytest
+from make_bags import SECOND, joint_state, serialize
+
+from ros_vdd.data.bag import Bag
+from ros_vdd.errors import DataError
+from ros_vdd.runtime.recording import EpisodeRecorder
+from ros_vdd.streams.spec import load_robot
+
+TOPICS = {"/joint_states": "sensor_msgs/msg/JointState", "/rumour": "sensor_msgs/msg/JointState"}
+DATA = serialize(joint_state(0))
+
+
+class Clock:
+    now_ns = 5 * SECOND
+
+    def __call__(self):
+        return self.now_ns
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def recorder(tmp_path, clock):
+    return EpisodeRecorder(tmp_path, "push", load_robot("pusht"), TOPICS, ["/joint_states"], clock)
+
+
+def demonstrate(recorder, messages=3):
+    recorder.receive("/joint_states", 0, DATA)
+    started = recorder.start()
+    for i in range(messages):
+        recorder.receive("/joint_states", i, DATA)
+    return started
+
+
+def test_start_is_refused_while_a_required_topic_never_came(recorder, tmp_path):
+    reply = recorder.start()
+    assert not reply.success
+    assert reply.message == "not started: /joint_states (sensor_msgs/msg/JointState) never came"
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_start_is_refused_when_a_topic_has_fallen_silent(recorder, clock):
+    recorder.receive("/joint_states", 0, DATA)
+    clock.now_ns += 3 * SECOND // 2
+    assert recorder.start().message == "not started: /joint_states is silent for 1.5 s, limit 1 s"
+
+
+def test_only_what_comes_between_start_and_stop_is_recorded(recorder, tmp_path):
+    assert demonstrate(recorder).success and recorder.recording
+    reply = recorder.stop()
+    assert reply.success and "3 messages (/joint_states 3, /rumour 0)" in reply.message
+    recorder.receive("/joint_states", 9, DATA)
+    bag = Bag.open(tmp_path / "push" / "episode_000000")
+    assert [m.log_time_ns for m in bag.messages()] == [0, 1, 2]
+
+
+def test_the_robot_file_travels_in_the_bag(recorder, tmp_path):
+    demonstrate(recorder)
+    recorder.stop()
+    custom = Bag.open(tmp_path / "push" / "episode_000000").custom_data
+    (tmp_path / "robot.yaml").write_text(custom["ros_vdd.robot"])
+    assert load_robot(tmp_path / "robot.yaml") == load_robot("pusht")
+    assert custom["ros_vdd.task"] == "push"
+
+
+def test_start_twice_and_stop_twice_are_refused(recorder):
+    demonstrate(recorder)
+    assert "is being recorded" in recorder.start().message
+    assert recorder.stop().success
+    assert recorder.stop() == (False, "nothing is being recorded")
+
+
+def test_a_discarded_episode_comes_back_in_its_place(recorder, tmp_path):
+    demonstrate(recorder)
+    assert recorder.discard().success and not recorder.recording
+    assert not (tmp_path / "push" / "episode_000000").exists()
+    demonstrate(recorder)
+    recorder.stop()
+    assert recorder.undo_discard().success
+    names = sorted(p.name for p in (tmp_path / "push").glob("episode_*"))
+    assert names == ["episode_000000", "episode_000001"]
+    assert recorder.undo_discard().message == "nothing was discarded since the recorder started"
+
+
+def test_discard_after_stop_means_the_last_episode_and_only_once(recorder, tmp_path):
+    demonstrate(recorder)
+    recorder.stop()
+    demonstrate(recorder)
+    recorder.stop()
+    assert recorder.discard().success
+    assert not recorder.discard().success
+    assert [p.name for p in (tmp_path / "push").glob("episode_*")] == ["episode_000000"]
+
+
+def test_numbers_go_on_after_a_restart_a_crash_and_a_discard(recorder, tmp_path, clock):
+    for left in ("episode_000003", "episode_000004.partial", ".trash/episode_000007"):
+        (tmp_path / "push" / left).mkdir(parents=True)
+    assert "episode_000008" in demonstrate(recorder).message
+
+
+def test_a_full_disk_ends_the_episode_and_is_told(recorder, tmp_path, clock, monkeypatch):
+    demonstrate(recorder)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    clock.now_ns += 2 * SECOND
+    recorder.receive("/joint_states", 5, DATA)
+    assert not recorder.recording
+    assert "No space left" in recorder.failure and "episode_000000.partial" in recorder.failure
+    assert recorder.stop() == (False, recorder.failure)
+    assert not recorder.discard().success
+    assert Bag.open(tmp_path / "push" / "episode_000000.partial", recover=True).topics["/joint_states"].count >= 3
+
+
+@pytest.mark.parametrize("task", ["../up", "a/b", "", "a b", ".hidden"])
+def test_a_task_that_leaves_the_folder_is_refused(tmp_path, clock, task):
+    with pytest.raises(DataError, match="folder name"):
+        EpisodeRecorder(tmp_path, task, load_robot("pusht"), TOPICS, [], clock)

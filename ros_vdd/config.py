@@ -56,9 +56,8 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Section:
         if not isinstance(key, (str, int, float, bool)):
             raise ConfigError(f"{loader.name}:{key_node.start_mark.line + 1}: a key must be a plain word")
         if key in section:
-            raise ConfigError(
-                f"{loader.name}:{key_node.start_mark.line + 1}: key '{key}' stands twice (first at line {lines[str(key)]})"
-            )
+            where = f"{loader.name}:{key_node.start_mark.line + 1}"
+            raise ConfigError(f"{where}: key '{key}' stands twice (first at line {lines[str(key)]})")
         section[key] = loader.construct_object(value_node, deep=True)
         lines[str(key)] = key_node.start_mark.line + 1
     section.lines, section.line, section.source = lines, node.start_mark.line + 1, loader.name
@@ -96,7 +95,8 @@ def read_yaml(path: str | Path) -> Section:
     """
     path = Path(path)
     if not path.is_file():
-        beside = [p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")] if path.parent.is_dir() else []
+        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+        beside = [p.name for p in siblings if p.suffix in (".yaml", ".yml")]
         raise ConfigError(f"no file '{path}'; {suggest(path.name, beside)}")
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError(f"'{path}' has {path.stat().st_size} bytes; a configuration file has at most {MAX_BYTES}")
@@ -220,7 +220,8 @@ def _coerce(hint: Any, value: Any, path: str, where: str) -> Any:
         if isinstance(value, hint):
             return value
         if not isinstance(value, Mapping):
-            raise ConfigError(_join(where, f"'{path}' is {value!r}; expected keys: {', '.join(typing.get_type_hints(hint))}"))
+            keys = ", ".join(typing.get_type_hints(hint))
+            raise ConfigError(_join(where, f"'{path}' is {value!r}; expected keys: {keys}"))
         return build(hint, value, path)
     if origin in (tuple, list, Sequence):
         if not isinstance(value, (list, tuple)):

@@ -110,7 +110,8 @@ def decode_trajectory(msg: Any, joints: Sequence[str]) -> np.ndarray:
     if not len(msg.points):
         raise StreamError("JointTrajectory has no points; expected at least one")
     index = _index(msg.joint_names, "JointTrajectory")
-    return np.stack([_by_name(index, p.positions, joints, f"JointTrajectory point {i}") for i, p in enumerate(msg.points)])
+    rows = [_by_name(index, p.positions, joints, f"JointTrajectory point {i}") for i, p in enumerate(msg.points)]
+    return np.stack(rows)
 
 
 def encode_trajectory(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """JPEG and PNG to pixels; size and completeness are read from the bytes before anything is decoded.
 
-A header may announce an image of gigabytes, and OpenCV fills the rest of a truncated file with grey: both are refused.
+A header may announce an image of gigabytes, one wrong length of a PNG chunk keeps OpenCV busy for ten seconds, and the
+rest of a truncated file may be filled with grey: all are refused here.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import numpy as np
 from ros_vdd.errors import StreamError
 
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # tables and extensions among the markers C0 to CF
 _MAX_SEGMENTS = 1000  # before the frame header; real files have some ten
+_MAX_PIXEL_BYTES, _MAX_EXTRA_BYTES = 8, 1 << 16  # 16-bit RGBA that didn't compress at all, and the headers
 
 
 def decode_compressed(data: bytes, width: int, height: int) -> np.ndarray:
@@ -30,15 +32,17 @@ def decode_compressed(data: bytes, width: int, height: int) -> np.ndarray:
     Raises:
         StreamError: neither JPEG nor PNG, another size, cut off, or not decodable.
     """
+    limit = width * height * _MAX_PIXEL_BYTES + _MAX_EXTRA_BYTES
+    if len(data) > limit:
+        raise StreamError(f"compressed image has {len(data)} bytes; one of {width}x{height} pixels has at most {limit}")
     found = _size(data)
     if found != (width, height):
         raise StreamError(
             f"compressed image has {found[0]}x{found[1]} pixels, the robot file says {width}x{height}; "
             "correct 'width' and 'height' or the camera's settings"
         )
-    end = _JPEG_END if data.startswith(_JPEG) else _PNG_END
-    if not data.rstrip(b"\0").endswith(end):  # some cameras pad with zeros
-        raise StreamError(f"compressed image of {len(data)} bytes is cut off: its end marker is missing")
+    if not _is_whole(data):
+        raise StreamError(f"compressed image of {len(data)} bytes is cut off or damaged: its end isn't where it must be")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
@@ -71,3 +75,16 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             return int.from_bytes(head[7:9], "big"), int.from_bytes(head[5:7], "big")
         at += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:4], "big")  # 0xFF: a fill byte
     raise StreamError(f"JPEG of {len(data)} bytes has no frame header; the data is damaged")
+
+
+def _is_whole(data: bytes) -> bool:
+    """Tell whether a JPEG ends with its end marker, or a PNG's chunks lead to its last one."""
+    if data.startswith(_JPEG):
+        return data.rstrip(b"\0").endswith(_JPEG_END)  # some cameras pad with zeros
+    at = len(_PNG)
+    while at + 12 <= len(data):  # length, type, content, CRC; Source: ISO/IEC 15948, section 5.3
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        at += 12 + length
+        if kind == b"IEND":
+            return at <= len(data)
+    return False

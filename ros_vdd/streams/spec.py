@@ -164,9 +164,8 @@ def _check_safe_action(robot: RobotSpec) -> None:
             if not low <= value <= high:
                 raise ConfigError(f"'safe_action.positions' is {value} for joint {joint!r}; limits {low} to {high}")
     if safe.kind == "hold":
-        measured = {
-            joint for s in robot.states.values() if "position" in s.fields and s.unit == action.unit for joint in s.joints
-        }
+        streams = [s for s in robot.states.values() if "position" in s.fields and s.unit == action.unit]
+        measured = {joint for stream in streams for joint in stream.joints}
         for joint in action.joints:
             if joint not in measured:
                 raise ConfigError(

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bag into episodes, by the codecs and stream buffers of the live nodes.
+
+Ticks lie 1 / rate_hz apart, from the first stamp of the reference stream (first camera, else first state) at which
+every stream has a sample, to the last at or before the end of the shortest stream. A tick t has
+
+    observation   of each stream the newest sample stamped at or before t, no older than its max_age_s
+    action        the newest command stamped before t + dt, no older than the source's max_age_s at t + dt
+
+An observation never looks ahead of its tick. The action does by up to dt, because it is what the demonstrator did in
+[t, t + dt): a command given in answer to the observation at t comes after t, and a leader arm that streams its
+position is, just before t + dt, where the follower has to be by then. That is the time rule of a chunk: action k is
+in force in [t0 + k dt, t0 + (k + 1) dt) and stands at its end. No tick lies after the last command.
+
+Ticks that lack a stream at the ends of a bag are left out; in the middle they split it into several episodes, so
+that no training window reaches over a gap. What was left out and why is in the episode's meta.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ros_vdd.config import parse_yaml
+from ros_vdd.data.bag import ROBOT_KEY, TASK_KEY, Bag
+from ros_vdd.data.bag_streams import BagStream, Tick, action_stream, observation_streams
+from ros_vdd.errors import ConfigError, DataError
+from ros_vdd.streams.resample import Missing
+from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
+
+MIN_FRAMES = 2  # a single frame shows no motion
+
+
+def episodes_from_bag(
+    path: str | Path, robot: RobotSpec, recover: bool = False
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+    """Yield (arrays, meta) of every unbroken demonstration in a bag.
+
+    Args:
+        path: a bag folder, .mcap or .db3.
+        robot: which topics, joints, rates and ages.
+        recover: read what is left of a damaged MCAP.
+
+    Returns:
+        arrays: "images.NAME" (N, H, W, 3) uint8, "state" (N, S) float32, "action" (N, A) float32, "stamp_ns" (N,)
+            int64 (the ticks), and "age_ns.STREAM" (N,) int64: of an observation at t, of the action at t + dt.
+        meta: source, task, segment (its number within the bag), warnings, refused messages by stream, and why
+            ticks beside it were left out.
+
+    Raises:
+        DataError: the bag can't be read, lacks a topic or holds it as another type; a stream's clock goes back; or no
+            two ticks in a row are complete, with the reason.
+    """
+    bag = Bag.open(path, recover)
+    streams = [*observation_streams(bag, robot), action_stream(bag, robot)]  # the action is the last
+    _fill(bag, streams)
+    ticks = _ticks(bag, streams, robot)
+    runs = [(whole, list(run)) for whole, run in groupby(ticks, key=lambda tick: tick.missing is None)]
+    if not any(whole and len(run) >= MIN_FRAMES for whole, run in runs):
+        raise DataError(f"'{bag.path}' gives no episode: {_reasons([t for t in ticks if t.missing])}; {_spans(streams)}")
+    meta = {"source": str(bag.path), "task": bag.custom_data.get(TASK_KEY, ""), "warnings": _warnings(bag, robot)}
+    meta["refused"] = {s.key: f"{s.refused} of {s.received}: {s.refusal}" for s in streams if s.refused}
+    segment = 0
+    for index, (whole, run) in enumerate(runs):
+        if whole and len(run) >= MIN_FRAMES:
+            around = [t for _, r in runs[max(index - 1, 0) : index + 2] for t in r if t.missing]
+            left_out = _reasons(around) if around else ""
+            yield _arrays(run, robot), {**meta, "segment": segment, "left_out_around": left_out}
+            segment += 1
+
+
+def _fill(bag: Bag, streams: list[BagStream]) -> None:
+    by_topic: dict[str, list[BagStream]] = {}
+    for stream in streams:
+        by_topic.setdefault(stream.topic, []).append(stream)
+    for topic, log_time_ns, message in bag.messages(by_topic):
+        for stream in by_topic[topic]:
+            stream.push(message, log_time_ns)
+    for stream in streams:
+        if not stream.stamps:
+            why = f"all {stream.received} messages were refused: {stream.refusal}" if stream.received else "no messages"
+            raise DataError(f"'{bag.path}', {stream.key} (topic '{stream.topic}'): {why}")
+        if stream.buffer.resets:
+            raise DataError(
+                f"'{bag.path}', {stream.key}: its clock goes back by seconds within the recording; cut the bag there, "
+                "or write stamp: receive for this stream in the robot file"
+            )
+
+
+def _ticks(bag: Bag, streams: list[BagStream], robot: RobotSpec) -> list[Tick]:
+    end_ns = min(s.stamps[-1] for s in streams)
+    observed = streams[:-1]
+    start_ns = next((s for s in observed[0].stamps if not any(isinstance(o.at(s), Missing) for o in observed)), None)
+    if start_ns is None or start_ns > end_ns:
+        why = next((m.reason for s in streams if isinstance(m := s.at(end_ns), Missing)), "they follow each other")
+        raise DataError(
+            f"'{bag.path}': at no time is every stream there; {why}. {_spans(streams)}. Where the clocks differ, "
+            "choose stamp: header or stamp: receive per stream in the robot file"
+        )
+    period_ns = 1e9 / robot.rate_hz
+    count = int((end_ns - start_ns) / period_ns) + 1
+    return [Tick.sample(start_ns + round(i * period_ns), streams, robot.dt_ns) for i in range(count)]
+
+
+def _arrays(run: list[Tick], robot: RobotSpec) -> dict[str, np.ndarray]:
+    keys = list(run[0].samples)
+    values = {key: np.stack([tick.samples[key].value for tick in run]) for key in keys}
+    arrays = {f"images.{name}": values[f"images_{name}"] for name in robot.cameras}
+    if robot.states:
+        arrays["state"] = np.concatenate([values[f"states_{name}"] for name in robot.states], axis=1)
+    arrays["action"] = values["action"]
+    arrays["stamp_ns"] = np.array([tick.stamp_ns for tick in run], dtype=np.int64)
+    for key in keys:
+        arrays[f"age_ns.{key}"] = np.array([tick.samples[key].age_ns for tick in run], dtype=np.int64)
+    return arrays
+
+
+def _warnings(bag: Bag, robot: RobotSpec) -> list[str]:
+    text = bag.custom_data.get(ROBOT_KEY)
+    if text is None:
+        return bag.warnings
+    try:
+        recorded = robot_from_mapping(parse_yaml(text, f"robot file inside '{bag.path}'"))
+    except ConfigError as error:
+        return [*bag.warnings, f"the robot file inside the bag can't be read: {error}"]
+    return [*bag.warnings, *(f"recorded with another robot file: {line}" for line in recorded.difference(robot))]
+
+
+def _reasons(ticks: list[Tick]) -> str:
+    """Return the most frequent reason of each stream, with the first time it held."""
+    first: dict[str, Tick] = {}
+    count: Counter[str] = Counter()
+    for tick in ticks:
+        stream = tick.missing.partition(":")[0]
+        first.setdefault(stream, tick)
+        count[stream] += 1
+    return "; ".join(f"{n} ticks lack {s} (first at {first[s].stamp_ns} ns: {first[s].missing})" for s, n in count.items())
+
+
+def _spans(streams: list[BagStream]) -> str:
+    spans = (f"{s.key} has stamps from {s.stamps[0] / 1e9:.3f} to {s.stamps[-1] / 1e9:.3f} s ({s.stamp})" for s in streams)
+    return ", ".join(spans)

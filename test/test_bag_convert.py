@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bags whose right episodes are known in closed form: what each tick sees, which action it gets, where it splits."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_bags import SECOND, image, joint_state, trajectory, write_bag, write_mcap
+
+from ros_vdd.config import dump_yaml
+from ros_vdd.data.bag import Bag
+from ros_vdd.data.bag_convert import episodes_from_bag
+from ros_vdd.errors import DataError
+from ros_vdd.streams.codecs import decode_image, decode_joint_state
+from ros_vdd.streams.resample import PartialState, StreamBuffer
+from ros_vdd.streams.spec import robot_from_mapping
+
+MS = 1_000_000
+START = 1000 * SECOND
+DT = 100 * MS
+JOINTS = ("x", "y")
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+
+
+def robot(action_source=None, **changes):
+    camera = {"topic": "camera", "width": 4, "height": 2, "max_age_s": 0.15}
+    state = {"topic": "joint_states", "joints": list(JOINTS), "unit": "m", "max_age_s": 0.15}
+    action = {"topic": "command", "joints": list(JOINTS), "unit": "m", "lower": [-1e9] * 2, "upper": [1e9] * 2}
+    action |= {"command_rate_hz": 50.0, "source": action_source or {"topic": "command", "type": TRAJECTORY}}
+    whole = {"name": "r", "rate_hz": 10.0, "cameras": {"top": camera}, "states": {"arm": state}, "action": action}
+    return robot_from_mapping(whole | {"safe_action": {"kind": "hold", "stale_chunk_s": 1.0}} | changes)
+
+
+def pixels(value):
+    return np.full((2, 4, 3), value)
+
+
+def camera(ticks, delay_ns=30 * MS):
+    """Image k shows k, is stamped at tick k and arrives later."""
+    return [("/camera", START + k * DT + delay_ns, image(START + k * DT, pixels(k))) for k in ticks]
+
+
+def arm(times_ms):
+    """x is the time since the start in ms, y its negative."""
+    stamps = [(ms, START + ms * MS) for ms in times_ms]
+    return [("/joint_states", s + 2 * MS, joint_state(s, JOINTS, (ms, -ms))) for ms, s in stamps]
+
+
+def commands(times_ms):
+    """A command's x is the time since the start in ms at which it was given."""
+    stamps = [(ms, START + round(ms * MS)) for ms in times_ms]
+    return [("/command", s + 5 * MS, trajectory(s, JOINTS, (ms, 0))) for ms, s in stamps]
+
+
+def bag_of(folder, *events):
+    return write_bag(folder, sorted((e for group in events for e in group), key=lambda e: e[1]))
+
+
+def convert(folder, spec=None, **options):
+    return list(episodes_from_bag(folder, spec or robot(), **options))
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Ten ticks: camera on the tick, joint states every 10 ms, a command 40 ms after each tick."""
+    return bag_of(tmp_path / "bag", camera(range(10)), arm(range(0, 1000, 10)), commands(range(40, 1000, 100)))
+
+
+def test_each_tick_has_the_newest_sample_at_or_before_it(plain):
+    ((arrays, meta),) = convert(plain)
+    assert arrays["stamp_ns"].tolist() == [START + k * DT for k in range(10)]
+    assert arrays["images.top"].shape == (10, 2, 4, 3) and arrays["images.top"].dtype == np.uint8
+    assert arrays["images.top"][:, 0, 0, 0].tolist() == list(range(10))
+    assert arrays["state"].tolist() == [[k * 100.0, -k * 100.0] for k in range(10)]
+    assert (meta["refused"], meta["warnings"], meta["segment"]) == ({}, [], 0)
+
+
+def test_the_action_is_the_last_command_before_the_next_tick(tmp_path):
+    given = [40, 100, 130, 170, 299.999, 300, 410]  # two between ticks, and one exactly on a tick
+    folder = bag_of(tmp_path / "bag", camera(range(6)), arm(range(0, 600, 10)), commands(given))
+    ((arrays, _),) = convert(folder)
+    assert arrays["stamp_ns"].tolist() == [START + k * DT for k in range(5)]  # none after the last command, at 410 ms
+    assert arrays["action"][:, 0].tolist() == pytest.approx([40, 170, 299.999, 300, 410])
+    assert arrays["age_ns.action"].tolist() == [60 * MS - 1, 30 * MS - 1, 1000 - 1, 100 * MS - 1, 90 * MS - 1]
+
+
+def test_a_command_stamped_with_its_observation_is_that_tick_s_action(tmp_path):
+    folder = bag_of(tmp_path / "bag", camera(range(5)), arm(range(0, 500, 100)), commands(range(0, 400, 100)))
+    ((arrays, _),) = convert(folder)
+    assert arrays["action"][:, 0].tolist() == [0, 100, 200, 300]  # the last observation got no command: no frame
+
+
+def test_an_observation_never_looks_ahead(tmp_path):
+    late = [("/joint_states", START + ms * MS, joint_state(START + ms * MS, JOINTS, (ms, 0))) for ms in range(1, 1000, 50)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), late, commands(range(40, 1000, 100)))
+    ((arrays, _),) = convert(folder)
+    ticks_ms = (arrays["stamp_ns"] - START) / MS
+    assert arrays["state"][:, 0].tolist() == [t - 49 for t in ticks_ms]
+    assert set(arrays["age_ns.states_arm"].tolist()) == {49 * MS}
+
+
+def test_receive_stamps_use_the_log_time(tmp_path):
+    events = [camera(range(5)), arm(range(0, 500, 10)), commands(range(40, 500, 100))]
+    folder = bag_of(tmp_path / "bag", *events)
+    received = {"topic": "joint_states", "joints": list(JOINTS), "unit": "m", "max_age_s": 0.15, "stamp": "receive"}
+    ((arrays, _),) = convert(folder, robot(states={"arm": received}))
+    # A joint state arrives 2 ms after its stamp, so the newest that had come at tick k was stamped 10 ms before it.
+    assert arrays["state"][:, 0].tolist() == [k * 100.0 - 10 for k in range(1, 5)]
+
+
+def test_a_leader_arm_s_position_at_the_end_of_the_period_is_the_action(tmp_path):
+    leader = [("/leader", t, joint_state(t, JOINTS, (t - START, 0))) for t in range(START, START + 10 * DT, 10 * MS)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), arm(range(0, 1000, 10)), leader)
+    source = {"topic": "leader", "type": "sensor_msgs/msg/JointState"}
+    ((arrays, _),) = convert(folder, robot(source))
+    assert arrays["action"][:, 0].tolist() == [(k + 1) * DT - 10 * MS for k in range(10)]
+
+
+def test_a_camera_gap_splits_the_episode_and_is_told(tmp_path):
+    ticks = [*range(10), *range(15, 25)]
+    folder = bag_of(tmp_path / "bag", camera(ticks), arm(range(0, 2500, 10)), commands(range(40, 2500, 100)))
+    (first, meta), (second, _) = convert(folder)
+    # max_age_s is 0.15: the tick right after the gap began still sees the last image.
+    assert (first["stamp_ns"][-1] - START, second["stamp_ns"][0] - START) == (10 * DT, 15 * DT)
+    assert first["images.top"][-2:, 0, 0, 0].tolist() == [9, 9]
+    assert second["images.top"][:, 0, 0, 0].tolist() == list(range(15, 25))
+    assert "4 ticks lack images_top" in meta["left_out_around"] and "0.2 s old, limit 0.15 s" in meta["left_out_around"]
+
+
+def test_ends_where_a_stream_is_missing_are_left_out(tmp_path):
+    folder = bag_of(tmp_path / "bag", camera(range(2, 8)), arm(range(0, 1000, 10)), commands(range(340, 1000, 100)))
+    ((arrays, _),) = convert(folder)
+    assert ((arrays["stamp_ns"] - START) // DT).tolist() == [3, 4, 5, 6, 7]
+
+
+def test_a_refused_message_is_missing_and_counted(tmp_path):
+    broken = [("/joint_states", START + ms * MS, joint_state(START + ms * MS, JOINTS, (np.nan, 0))) for ms in (395, 396)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), arm(range(0, 1000, 10)), broken, commands(range(40, 1000, 100)))
+    ((arrays, meta),) = convert(folder)
+    assert arrays["state"][4].tolist() == [400, -400]
+    assert "2 of 102" in meta["refused"]["states_arm"] and "nan" in meta["refused"]["states_arm"]
+
+
+def test_every_frame_equals_what_the_live_buffers_hold_at_that_tick(tmp_path):
+    """The converter against buffers that are fed in arrival order and asked at each tick, as a node is."""
+    random = np.random.default_rng(1)
+    stamps = np.cumsum(random.integers(5, 40, 60)).tolist()
+    parts = [("x", "y"), ("x",), ("y",)]
+    states = []
+    for i, ms in enumerate(stamps):
+        names = parts[i % 3]
+        message = joint_state(START + ms * MS, names, [float(i)] * len(names))
+        states.append(("/joint_states", START + ms * MS + int(random.integers(0, 4)) * MS, message))
+    frames = camera(range(1, 12), delay_ns=0)
+    events = sorted([*frames, *states], key=lambda e: e[1])
+    spec = robot()
+    ((arrays, _),) = convert(bag_of(tmp_path / "bag", events, commands(range(0, 1200, 50))), spec)
+    images, arm_state = StreamBuffer(150 * MS, 64, "i"), PartialState(spec.states["arm"], 64, "s")
+    for tick, seen, state in zip(arrays["stamp_ns"].tolist(), arrays["images.top"], arrays["state"]):
+        while events and events[0][1] <= tick + 4 * MS:
+            topic, _, message = events.pop(0)
+            stamp = message.header.stamp.sec * SECOND + message.header.stamp.nanosec
+            if topic == "/camera":
+                images.push(stamp, decode_image(message, spec.cameras["top"]))
+            else:
+                arm_state.push(stamp, decode_joint_state(message, spec.states["arm"]), message.name)
+        np.testing.assert_array_equal(images.at(tick).value, seen)
+        np.testing.assert_array_equal(arm_state.at(tick).value, state)
+
+
+def test_clocks_that_never_meet_are_told_with_their_spans(tmp_path):
+    simulated = [("/joint_states", START + k * DT, joint_state((k + 1) * DT, JOINTS, (k, 0))) for k in range(10)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), simulated, commands(range(40, 1000, 100)))
+    with pytest.raises(DataError, match=r"at no time .* states_arm has stamps from 0.100 to 1.000 s \(header\)"):
+        convert(folder)
+
+
+def test_a_stream_that_is_refused_throughout_gives_its_reason(tmp_path):
+    grey = [("/camera", START + k * DT, image(START + k * DT, pixels(k), "16UC1")) for k in range(10)]
+    folder = bag_of(tmp_path / "bag", grey, arm(range(0, 1000, 10)), commands(range(40, 1000, 100)))
+    with pytest.raises(DataError, match="images_top .*all 10 messages were refused: .*16UC1"):
+        convert(folder)
+
+
+def test_zero_stamps_say_what_to_write(tmp_path):
+    zero = [("/joint_states", START + k * DT, joint_state(0, JOINTS, (k, 0))) for k in range(10)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), zero, commands(range(40, 1000, 100)))
+    with pytest.raises(DataError, match="stamp is zero; write stamp: receive"):
+        convert(folder)
+
+
+def test_a_clock_that_goes_back_is_refused(tmp_path):
+    again = [("/joint_states", START + 5 * SECOND + k, joint_state(START + k * DT, JOINTS, (k, 0))) for k in range(9)]
+    folder = bag_of(tmp_path / "bag", camera(range(50)), arm(range(0, 4900, 10)), again, commands(range(40, 5000, 100)))
+    with pytest.raises(DataError, match="states_arm: its clock goes back"):
+        convert(folder)
+
+
+def test_a_renamed_joint_and_a_missing_topic_suggest_the_nearest(tmp_path):
+    events = [camera(range(10)), arm(range(0, 1000, 10)), commands(range(40, 1000, 100))]
+    folder = bag_of(tmp_path / "bag", *events)
+    state = {"topic": "joint_state", "joints": list(JOINTS), "unit": "m", "max_age_s": 0.15}
+    with pytest.raises(DataError, match="'joint_state' of states_arm is absent; .*did you mean '/joint_states'"):
+        convert(folder, robot(states={"arm": state}))
+    wrong = state | {"topic": "joint_states", "joints": ["x", "y", "z"]}
+    with pytest.raises(DataError, match="joint 'z'.*joints on the topic: available: x, y"):
+        convert(folder, robot(states={"arm": wrong}))
+
+
+def test_a_topic_of_another_type_names_both(plain):
+    source = {"topic": "command", "type": "sensor_msgs/msg/JointState"}
+    action = {"topic": "other", "joints": list(JOINTS), "unit": "m", "lower": [-1, -1], "upper": [1, 1]}
+    with pytest.raises(DataError, match=f"'/command' holds {TRAJECTORY}; .*sensor_msgs/msg/JointState for action"):
+        convert(plain, robot(action=action | {"command_rate_hz": 50.0, "source": source}))
+
+
+def test_a_relative_topic_is_found_under_its_one_namespace(tmp_path):
+    events = [camera(range(10)), arm(range(0, 1000, 10)), commands(range(40, 1000, 100))]
+    spaced = [[(f"/left{topic}", t, m) for topic, t, m in group] for group in events]
+    assert len(convert(bag_of(tmp_path / "one", *spaced))) == 1
+    twice = [*spaced, [(f"/right{topic}", t, m) for topic, t, m in events[0]]]
+    with pytest.raises(DataError, match="found as /left/camera and /right/camera"):
+        convert(bag_of(tmp_path / "two", *twice))
+
+
+def test_a_robot_file_in_the_bag_that_differs_is_told(tmp_path):
+    other = robot(rate_hz=20.0)
+    events = [*camera(range(10)), *arm(range(0, 1000, 10)), *commands(range(40, 1000, 100))]
+    folder = write_bag(tmp_path / "bag", events, custom_data={"ros_vdd.robot": dump_yaml(other), "ros_vdd.task": "push"})
+    ((_, meta),) = convert(folder)
+    assert meta["task"] == "push"
+    assert meta["warnings"] == ["recorded with another robot file: rate_hz: 20.0 here, 10.0 there"]
+
+
+def test_a_truncated_mcap_is_refused_and_recovered_on_request(tmp_path):
+    events = [*camera(range(10)), *arm(range(0, 1000, 10)), *commands(range(40, 1000, 100))]
+    path = write_mcap(tmp_path / "cut.mcap", sorted(events, key=lambda e: e[1]))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="messages can be read"):
+        convert(path)
+    ((arrays, meta),) = convert(path, recover=True)
+    assert 2 <= len(arrays["action"]) < 10 and any("left out" in w for w in meta["warnings"])
+
+
+def test_ticks_stay_on_a_rate_that_is_no_whole_number_of_nanoseconds(tmp_path):
+    stamps = [START + round(k * 1e9 / 30) for k in range(300)]
+    frames = [("/camera", s, image(s, pixels(k % 250))) for k, s in enumerate(stamps)]
+    states = [("/joint_states", s, joint_state(s, JOINTS, (k, 0))) for k, s in enumerate(stamps)]
+    given = [("/command", s, trajectory(s, JOINTS, (k, 0))) for k, s in enumerate(stamps)]
+    ((arrays, _),) = convert(bag_of(tmp_path / "bag", frames, states, given), robot(rate_hz=30.0))
+    assert arrays["state"][:, 0].tolist() == list(range(300))
+    assert arrays["action"][:, 0].tolist() == list(range(300))
+
+
+def _recorded(name):
+    folder = os.environ.get("ROS_VDD_DATA")
+    if not folder:
+        pytest.skip("ROS_VDD_DATA names no folder with recorded bags")
+    return Path(folder, "bags", name)
+
+
+def test_a_recorded_bag_gives_gapless_frames_of_its_own_values():
+    """Joint states at 19.8 Hz of a mobile manipulator; its own positions serve as the action."""
+    bag = Bag.open(_recorded("abitobot_imu_joints"))
+    messages = [m.message for m in bag.messages(["/joint_states"])]
+    joints = list(messages[0].name)[:3]
+    state = {"topic": "/joint_states", "joints": joints, "unit": "rad", "max_age_s": 0.5}
+    action = {"topic": "command", "joints": joints, "unit": "rad", "lower": [-9] * 3, "upper": [9] * 3}
+    action |= {"command_rate_hz": 10.0, "source": {"topic": "/joint_states"}}
+    spec = robot(cameras={}, states={"arm": state}, action=action)
+    values = {tuple(np.float32(m.position[:3])) for m in messages}
+    episodes = convert(bag.path, spec)
+    assert sum(len(a["action"]) for a, _ in episodes) > 800
+    for arrays, _ in episodes:
+        assert set(np.diff(arrays["stamp_ns"])) == {DT}
+        assert set(map(tuple, arrays["state"])) | set(map(tuple, arrays["action"])) <= values

@@ -150,7 +150,7 @@ class TrainingRun:
             "parameters": sum(p.numel() for p in policy.parameters()),
             "training_seconds_this_process": round(seconds, 1),
             "ros_vdd": __version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "validation": {k: round(v, 6) for k, v in loop.last_validation.items()},
         }
         manifest = policies.manifest(policy, self.config.name, training=to_plain(self.config), provenance=provenance)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines that run a policy folder: one file an engine, found by name, all with the same inputs and outputs.
+
+Inputs: the observation with a batch axis of 1 ("images.<camera>" `(1, T, H, W, 3)` uint8, "state" `(1, T, S)` float32), and "noise"
+`(1, H, A)` float32 for a diffusion policy. Outputs: "means" `(1, K, H, A)` and "log_gate" `(1, K)` of a mixture, or "actions" `(1, H, A)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from ros_vdd.bundle import Bundle
+from ros_vdd.errors import EngineError, suggest
+
+
+class Engine(Protocol):
+    """A loaded policy; one thread at a time may call it."""
+
+    name: str
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate the policy once."""
+
+
+def names() -> list[str]:
+    """Return the names of the engines in this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def load(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
+    """Load a policy folder into an engine.
+
+    Args:
+        bundle: the verified folder.
+        name: an engine of this folder, or one with dots from outside the package.
+        options: keyword arguments of the engine's `load`.
+
+    Raises:
+        EngineError: there is no such engine, it isn't installed, or it refuses the policy.
+    """
+    if bundle.kind == "encoder":
+        raise EngineError(f"'{bundle.path}' is an image encoder; it commands nothing. Give a teacher's or student's folder")
+    if "." not in name and name not in names():
+        raise EngineError(f"no engine '{name}'; {suggest(name, names())}")
+    try:
+        module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
+        return module.load(bundle, **options)
+    except ModuleNotFoundError as error:
+        raise EngineError(f"engine '{name}' needs the module '{error.name}', which isn't installed") from error
+
+
+def input_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return {input: (shape with batch axis, type)} that every engine of this policy takes."""
+    shapes = {
+        name: ((1, *shape), np.dtype(np.uint8 if name.startswith("images.") else np.float32))
+        for name, shape in bundle.input_shapes.items()
+    }
+    if bundle.noise_shape:
+        shapes["noise"] = ((1, *bundle.noise_shape), np.dtype(np.float32))
+    return shapes
+
+
+def random_inputs(bundle: Bundle, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draw inputs for parity checks and timing: any picture, states all over the range that the policy was trained on."""
+    inputs = {}
+    for name, (shape, dtype) in input_shapes(bundle).items():
+        if dtype == np.uint8:
+            inputs[name] = rng.integers(0, 256, shape, dtype=np.uint8)
+        elif name == "noise":
+            inputs[name] = rng.standard_normal(shape, dtype=np.float32)
+        else:
+            low, high = (np.asarray(bundle.manifest.export.get(f"state_{k}", d)) for k, d in (("low", -1.0), ("high", 1.0)))
+            inputs[name] = rng.uniform(low, high, shape).astype(np.float32)
+    return inputs

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ros-vdd evaluate`: a policy in closed loop in a simulator, over seeded episodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ros_vdd import backends, envs
+from ros_vdd.bundle import Bundle, amend
+from ros_vdd.errors import PolicyError
+from ros_vdd.resources import find
+from ros_vdd.runtime.inference import CHOICES, PolicyRunner
+from ros_vdd.streams.spec import load_robot
+
+HELP = "run a policy in a simulator and score it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("policy", help="policy folder, or a shipped name such as pusht_vdd")
+    parser.add_argument("--env", required=True, help="environment: " + ", ".join(envs.names()))
+    parser.add_argument("--episodes", type=int, default=50, help="number of episodes (default 50)")
+    parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode; the next has one more")
+    parser.add_argument("--backend", default="onnxruntime", help="engine: " + ", ".join(backends.names()))
+    parser.add_argument("--choice", default="argmax", choices=CHOICES, help="how an expert of a mixture is chosen")
+    parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--video", metavar="FILE", help="write the first episode as .gif or .mp4, with the predicted chunks")
+    parser.add_argument("--record-scores", metavar="NAME", help="add the scores to policy.yaml under this name")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """Outcome of one episode."""
+
+    seed: int
+    score: float
+    success: bool
+    steps: int
+    latencies_ns: tuple[int, ...]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print a line an episode set, and write what was asked for."""
+    from tqdm import tqdm
+
+    bundle = Bundle.open(find("models", args.policy))
+    env = envs.make(args.env)
+    runner = make_runner(bundle, env.robot, args.backend, args.choice, args.seed)
+    recorder = _recorder(args.video)
+    results = []
+    for index in tqdm(range(args.episodes), unit="episode", disable=args.no_progress):
+        results.append(episode(env, runner, args.seed + index, recorder if index == 0 else None))
+    if recorder is not None:
+        recorder.write(Path(args.video))
+    summary = summarise(results, env, bundle, args)
+    print(report(summary))
+    if args.json:
+        Path(args.json).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if args.record_scores:
+        kept = {k: v for k, v in summary.items() if k != "per_episode"}
+        amend(bundle, scores={**bundle.manifest.scores, args.record_scores: kept})
+    return 0
+
+
+def make_runner(bundle: Bundle, robot: str, backend: str, choice: str, seed: int) -> PolicyRunner:
+    """Load a policy for an environment's robot.
+
+    Raises:
+        PolicyError: the policy was trained for another robot.
+    """
+    differences = bundle.robot.difference(load_robot(robot))
+    if differences:
+        raise PolicyError(f"policy '{bundle.path}' doesn't fit robot '{robot}': {'; '.join(differences)}")
+    return PolicyRunner(bundle, backends.load(bundle, backend), choice, seed)
+
+
+def episode(env: envs.Env, runner: PolicyRunner, seed: int, recorder=None) -> EpisodeResult:
+    """Play one episode: infer, execute `n_action_steps`, and again; the history starts with the first frame repeated."""
+    runner.reset(seed)
+    latencies, steps = [], 0
+    for observation, chunk in _decisions(env, runner, seed):
+        latencies.append(chunk.latency_ns)
+        for action in chunk.actions[: runner.bundle.n_action_steps]:
+            if recorder is not None:
+                recorder.add(env, chunk, steps)
+            observation.append(env.step(action))
+            steps += 1
+            if env.done:
+                break
+    return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies))
+
+
+def _decisions(env: envs.Env, runner: PolicyRunner, seed: int) -> Iterator[tuple[deque, object]]:
+    first = env.reset(seed)
+    history = deque([first] * runner.bundle.n_obs_steps, maxlen=runner.bundle.n_obs_steps)
+    while not env.done:
+        observation = {name: np.stack([frame[name] for frame in history]) for name in first}
+        yield history, runner.act(observation)
+
+
+def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args: argparse.Namespace) -> dict:
+    """Return the figures under their stable keys."""
+    scores = np.array([r.score for r in results])
+    latencies = np.concatenate([r.latencies_ns for r in results]) / 1e6
+    return {
+        "env": args.env,
+        "episodes": len(results),
+        "seed": args.seed,
+        "backend": args.backend,
+        "choice": args.choice if bundle.kind == "mixture" else None,
+        "success_rate": round(float(np.mean([r.success for r in results])), 4),
+        "score_mean": round(float(scores.mean()), 4),
+        "score_std": round(float(scores.std()), 4),
+        "mode_entropy": None,
+        "nfe": bundle.manifest.nfe,
+        "latency_ms": {
+            "p50": round(float(np.percentile(latencies, 50)), 3),
+            "p99": round(float(np.percentile(latencies, 99)), 3),
+            "mean": round(float(latencies.mean()), 3),
+        },
+        "per_episode": [{"seed": r.seed, "score": round(r.score, 4), "success": r.success, "steps": r.steps} for r in results],
+    }
+
+
+def report(summary: dict) -> str:
+    """Return the results as a few lines for people."""
+    latency = summary["latency_ms"]
+    return (
+        f"{summary['env']}: score {summary['score_mean']:.3f} (std {summary['score_std']:.3f}), "
+        f"success {summary['success_rate']:.2f} over {summary['episodes']} episodes, "
+        f"seeds {summary['seed']}-{summary['seed'] + summary['episodes'] - 1}\n"
+        f"{summary['backend']}: {summary['nfe']} network evaluation(s) a chunk, "
+        f"p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms a chunk"
+    )
+
+
+def _recorder(video: str | None):
+    if video is None:
+        return None
+    from ros_vdd.offline.video import EpisodeVideo
+
+    return EpisodeVideo()

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy as an ONNX graph: static shapes, named inputs and outputs, weights embedded, no random operator."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ros_vdd.errors import EngineError
+from ros_vdd.policies.policy import Policy
+
+OPSET = 18
+_RANDOM = ("Multinomial", "Bernoulli", "Dropout")
+
+
+class _Positional(nn.Module):
+    """A policy with its inputs in a row instead of by name, as the exporter takes them."""
+
+    def __init__(self, policy: Policy, names: list[str]):
+        super().__init__()
+        self.policy, self.names = policy, names
+
+    def forward(self, *inputs):
+        named = dict(zip(self.names, inputs))
+        noise = named.pop("noise", None)
+        return self.policy(named, noise)
+
+
+def to_onnx(policy: Policy, example: Mapping[str, np.ndarray]) -> bytes:
+    """Return the graph of a policy for inputs named and shaped as in `example`.
+
+    Raises:
+        EngineError: the graph holds a random operator or keeps weights outside.
+    """
+    outputs = ["means", "log_gate"] if policy.kind == "mixture" else ["actions"]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's advice to its own developers
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            _Positional(policy.eval(), list(example)),
+            tuple(torch.from_numpy(v) for v in example.values()),
+            input_names=list(example),
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        path = Path(folder) / "policy.onnx"
+        program.save(str(path), external_data=False)
+        graph = path.read_bytes()
+    _require_plain(graph)
+    return graph
+
+
+def _require_plain(graph: bytes) -> None:
+    import onnx
+
+    model = onnx.load_model_from_string(graph)
+    onnx.checker.check_model(model)
+    nodes = [node for part in (model.graph, *model.functions) for node in part.node]
+    random = sorted({n.op_type for n in nodes if n.op_type.startswith("Random") or n.op_type in _RANDOM})
+    if random:
+        raise EngineError(f"the graph holds random operators ({', '.join(random)}); randomness must be an input")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise EngineError("the graph keeps weights outside the file; they must be embedded")

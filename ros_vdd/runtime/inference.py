@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an observation to a chunk: seeded noise or expert choice around an engine, and the thread it runs in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ros_vdd.backends import Engine
+from ros_vdd.bundle import Bundle
+from ros_vdd.errors import ConfigError, EngineError, suggest
+
+CHOICES = ("argmax", "sample")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a policy answers to one observation."""
+
+    actions: np.ndarray
+    """(H, A) float32 in the robot's units."""
+    expert: int | None
+    """Index of the chosen expert of a mixture."""
+    log_gate: np.ndarray | None
+    """(K,) of a mixture."""
+    latency_ns: int
+    """Time in the engine and around it, on the monotonic clock."""
+    means: np.ndarray | None = None
+    """(K, H, A): what every expert of a mixture proposed."""
+
+
+class PolicyRunner:
+    """An engine with its source of randomness; the same seed and observations give the same chunks.
+
+    Args:
+        bundle: the policy folder.
+        engine: it, loaded.
+        choice: "argmax" takes the likeliest expert, "sample" draws from the gate. A diffusion policy has no experts.
+        seed: of the noise and the draws.
+
+    One thread may call it at a time.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, choice: str = "argmax", seed: int = 0):
+        if choice not in CHOICES:
+            raise ConfigError(f"'choice' is '{choice}'; {suggest(choice, CHOICES)}")
+        self.bundle, self.engine, self.choice = bundle, engine, choice
+        self._shapes = bundle.input_shapes
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Start the random numbers anew."""
+        self._rng = np.random.default_rng(seed)
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> Prediction:
+        """Return the chunk for an observation without batch axis, each input `(T, ...)`.
+
+        Raises:
+            EngineError: the observation has the wrong names or shapes, or the engine answers with a value that isn't finite.
+        """
+        began = time.monotonic_ns()
+        inputs = {name: self._input(name, shape, observation) for name, shape in self._shapes.items()}
+        if self.bundle.noise_shape:
+            inputs["noise"] = self._rng.standard_normal((1, *self.bundle.noise_shape), dtype=np.float32)
+        outputs = self.engine.run(inputs)
+        means, log_gate, expert = outputs.get("means"), outputs.get("log_gate"), None
+        if means is not None:
+            log_gate = log_gate[0]
+            expert = self._choose(log_gate)
+            actions = means[0, expert]
+        else:
+            actions = outputs["actions"][0]
+        if not np.isfinite(actions).all():
+            raise EngineError(f"engine '{self.engine.name}' answered with NaN or infinity; nothing of it is used")
+        latency = time.monotonic_ns() - began
+        return Prediction(actions, expert, log_gate, latency, None if means is None else means[0])
+
+    def warm_up(self, observation: Mapping[str, np.ndarray], count: int = 5) -> None:
+        """Run the engine a few times, so that the first chunk is as fast as the others; randomness isn't touched."""
+        state = self._rng.bit_generator.state
+        for _ in range(count):
+            self.act(observation)
+        self._rng.bit_generator.state = state
+
+    def _input(self, name: str, shape: tuple[int, ...], observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        if name not in observation:
+            raise EngineError(f"observation lacks '{name}'; it holds {', '.join(sorted(observation)) or 'nothing'}")
+        array = observation[name]
+        if array.shape != shape:
+            raise EngineError(f"observation '{name}' has shape {array.shape}; the policy takes {shape}")
+        return array[None]
+
+    def _choose(self, log_gate: np.ndarray) -> int:
+        if not np.isfinite(log_gate).all():
+            raise EngineError(f"engine '{self.engine.name}' answered with a gate that isn't finite; nothing of it is used")
+        if self.choice == "argmax":
+            return int(log_gate.argmax())
+        gate = np.exp(log_gate - log_gate.max())
+        return int(min(np.searchsorted(np.cumsum(gate) / gate.sum(), self._rng.random()), len(gate) - 1))
+
+
+class InferenceThread:
+    """Runs a function on the newest request, in one thread that owns the engine.
+
+    `submit` is called by the thread that receives messages and never waits: a request that wasn't begun yet is replaced and
+    counted in `replaced`. `on_result(request, result)` and `on_error(request, error)` are called by the inference thread.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Any], Any],
+        on_result: Callable[[Any, Any], None],
+        on_error: Callable[[Any, Exception], None],
+    ):
+        self._work, self._on_result, self._on_error = work, on_result, on_error
+        self._condition = threading.Condition()
+        self._request: Any = None
+        self._running = True
+        self.replaced = 0
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Any) -> None:
+        """Hand over a request; the newest wins."""
+        with self._condition:
+            self.replaced += self._request is not None
+            self._request = request
+            self._condition.notify()
+
+    def stop(self, timeout_s: float = 2.0) -> bool:
+        """End the thread after the work in hand; return whether it ended in time."""
+        with self._condition:
+            self._running, self._request = False, None
+            self._condition.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._request is not None or not self._running)
+                if not self._running:
+                    return
+                request, self._request = self._request, None
+            try:
+                result = self._work(request)
+            except Exception as error:  # whatever an engine raises: it is told, and the thread lives on
+                self._on_error(request, error)
+            else:
+                self._on_result(request, result)

@@ -19,12 +19,10 @@ __all__ = [
     "decode_action",
     "decode_image",
     "decode_joint_state",
-    "decode_trajectory",
     "encode_array",
     "encode_image",
     "encode_joint_state",
     "encode_trajectory",
-    "set_stamp",
     "stamp_ns",
 ]
 
@@ -44,11 +42,6 @@ def stamp_ns(msg: Any) -> int | None:
     if sec < 0 or not 0 <= nanosec < 1_000_000_000:
         raise StreamError(f"stamp is {sec} s + {nanosec} ns; expected 0 s or more and less than 1e9 ns")
     return sec * 1_000_000_000 + nanosec or None
-
-
-def set_stamp(msg: Any, stamp: int) -> None:
-    """Write a stamp [ns] into the header."""
-    msg.header.stamp.sec, msg.header.stamp.nanosec = divmod(int(stamp), 1_000_000_000)
 
 
 def decode_joint_state(msg: Any, spec: JointStateSpec) -> dict[tuple[str, str], float]:
@@ -90,7 +83,8 @@ def decode_action(msg: Any, spec: ActionSpec) -> np.ndarray:
     if hasattr(msg, "points"):
         if len(msg.points) != 1:
             raise StreamError(f"JointTrajectory has {len(msg.points)} points; one action is one point")
-        return decode_trajectory(msg, spec.joints)[0]
+        index = _index(msg.joint_names, "JointTrajectory")
+        return _by_name(index, msg.points[0].positions, spec.joints, "JointTrajectory")
     if hasattr(msg, "position"):
         return _by_name(_index(msg.name, "JointState"), msg.position, spec.joints, "JointState")
     if not hasattr(msg, "data"):
@@ -98,42 +92,22 @@ def decode_action(msg: Any, spec: ActionSpec) -> np.ndarray:
     return _by_name({joint: i for i, joint in enumerate(spec.joints)}, msg.data, spec.joints, "Float64MultiArray")
 
 
-def decode_trajectory(msg: Any, joints: Sequence[str]) -> np.ndarray:
-    """Read the positions of all points of a JointTrajectory.
-
-    Returns:
-        float32 (H, A), columns in the order of `joints`.
-
-    Raises:
-        StreamError: no points, a joint missing or twice, another length, NaN or infinity.
-    """
-    if not len(msg.points):
-        raise StreamError("JointTrajectory has no points; expected at least one")
-    index = _index(msg.joint_names, "JointTrajectory")
-    rows = [_by_name(index, p.positions, joints, f"JointTrajectory point {i}") for i, p in enumerate(msg.points)]
-    return np.stack(rows)
-
-
-def encode_trajectory(
-    msg: Any, points: Sequence[Any], joints: Sequence[str], actions: np.ndarray, dt_ns: int, first_ns: int | None = None
-) -> None:
-    """Fill a JointTrajectory, all but its header: action k stands at (k + 1) dt, "be there by then".
+def encode_trajectory(msg: Any, points: Sequence[Any], joints: Sequence[str], actions: np.ndarray, dt_ns: int) -> None:
+    """Fill a JointTrajectory, all but its header: action k (from 0) stands at (k + 1) dt, "be there by then".
 
     Args:
         msg, points: the message and H fresh JointTrajectoryPoint objects.
         joints: the columns of `actions`.
         actions: (H, A), [action unit].
         dt_ns: [ns] time between two actions.
-        first_ns: [ns] time_from_start of the first point, where that isn't dt.
 
     Raises:
         StreamError: another shape, NaN or infinity; the message is then as it was.
     """
     values = _finite(actions, (len(points), len(joints)), "actions")
-    start = dt_ns if first_ns is None else first_ns
-    for k, (point, row) in enumerate(zip(points, values)):
+    for k, (point, row) in enumerate(zip(points, values), start=1):
         point.positions = row.tolist()
-        point.time_from_start.sec, point.time_from_start.nanosec = divmod(int(start + k * dt_ns), 1_000_000_000)
+        point.time_from_start.sec, point.time_from_start.nanosec = divmod(k * dt_ns, 1_000_000_000)
     msg.joint_names, msg.points = list(joints), list(points)
 
 

@@ -42,7 +42,7 @@ def decode_compressed(data: bytes, width: int, height: int) -> np.ndarray:
             "correct 'width' and 'height' or the camera's settings"
         )
     if not _is_whole(data):
-        raise StreamError(f"compressed image of {len(data)} bytes is cut off or damaged: its end isn't where it must be")
+        raise StreamError(f"compressed image of {len(data)} bytes is cut off or damaged: its end is missing")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:

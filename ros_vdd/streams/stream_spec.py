@@ -132,7 +132,7 @@ class ActionSpec:
     """What the robot is commanded: positions of joints, in this order, inside these limits.
 
     Attributes:
-        lower, upper: [unit] limits per joint; a command outside is clamped.
+        lower, upper: [unit] limits per joint; nothing is commanded outside of them.
         max_velocity: [unit/s] limit per joint, or None where the device limits itself.
         command_rate_hz: [Hz] how often the executor publishes.
         interpolation: between two actions of a chunk: hold the earlier, or go straight to the next.

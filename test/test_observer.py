@@ -187,6 +187,7 @@ def test_a_renamed_joint_is_named_with_what_the_topic_has():
     observer.push_joint_state("arm", joints(T0, names=("a", "bb")), T0)
     observer.push_image("top", image(T0), T0)
     problem = observer.snapshot(T0)
+    assert problem.code is Reason.MISSING_JOINT
     assert "joint 'b'" in problem.detail and "bb" in problem.detail
 
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from builtin_interfaces.msg import Duration, Time
+import numpy as np
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -15,6 +16,8 @@ from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from ros_vdd.runtime.chunking import ActionChunk
+from ros_vdd.streams.codecs import encode_array, encode_joint_state, encode_trajectory
+from ros_vdd.streams.spec import ActionSpec
 
 CLASSES = {
     "sensor_msgs/msg/Image": Image,
@@ -39,12 +42,31 @@ def time_message(stamp_ns: int) -> Time:
 
 def chunk_message(chunk: ActionChunk) -> JointTrajectory:
     """Return a chunk as a trajectory whose point k stands at (k+1)*dt after the observation's stamp."""
-    message = JointTrajectory(joint_names=list(chunk.joints))
+    message = JointTrajectory()
     message.header.stamp = time_message(chunk.stamp_ns)
-    for k, action in enumerate(chunk.actions):
-        sec, nanosec = divmod((k + 1) * chunk.dt_ns, 1_000_000_000)
-        point = JointTrajectoryPoint(positions=action.tolist(), time_from_start=Duration(sec=sec, nanosec=nanosec))
-        message.points.append(point)
+    points = [JointTrajectoryPoint() for _ in chunk.actions]
+    encode_trajectory(message, points, chunk.joints, chunk.actions, chunk.dt_ns)
+    return message
+
+
+def command_message(action: ActionSpec, positions: np.ndarray, stamp_ns: int) -> Any:
+    """Return one command in the type of the robot file.
+
+    Args:
+        action: type, joints and command rate; a trajectory's one point is to be reached within one command period
+        positions: (A,), [action unit]
+        stamp_ns: the instant it is for, where the type has a header
+    """
+    message = CLASSES[action.type]()
+    if action.type == "std_msgs/msg/Float64MultiArray":
+        encode_array(message, positions, len(action.joints))
+        return message
+    message.header.stamp = time_message(stamp_ns)
+    if action.type == "sensor_msgs/msg/JointState":
+        encode_joint_state(message, action.joints, positions)
+    else:
+        period_ns = round(1e9 / action.command_rate_hz)
+        encode_trajectory(message, [JointTrajectoryPoint()], action.joints, positions[None], period_ns)
     return message
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 
 from ros_vdd.errors import RosVddError
 
@@ -39,11 +41,23 @@ def run(factory: Callable[[], Node], args: list[str] | None = None) -> int:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:  # a callback under way when the signal came finds its publishers gone; RCLError isn't public
+        if rclpy.ok():
+            raise
     finally:
         executor.shutdown()
         node.destroy_node()
         _shutdown()
     return 0
+
+
+def publish(node: Node, publisher: Publisher, message: Any) -> None:
+    """Publish from a thread that may outlive the context by a moment; a process that ends sends nothing more."""
+    try:
+        publisher.publish(message)
+    except Exception:  # RCLError isn't public
+        if node.context.ok():
+            raise
 
 
 def _shutdown() -> None:

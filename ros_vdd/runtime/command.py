@@ -67,6 +67,15 @@ class Commander:
         self._refused = None
         return None
 
+    def forget(self) -> None:
+        """Forget every plan, for example at the start of an episode."""
+        self._buffer.clear()
+        self._refused = None
+
+    def awaits_chunk(self, now_ns: int) -> bool:
+        """Whether no chunk covers `now_ns` though none was refused; a lock-step robot then waits instead of stopping."""
+        return self._refused is None and isinstance(self._buffer.at(now_ns), Refusal)
+
     def command(self, now_ns: int, measured: np.ndarray | None) -> Command:
         """Decide for one instant.
 

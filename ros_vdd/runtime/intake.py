@@ -54,6 +54,9 @@ class Intake:
         """Decode and buffer; raises StreamError."""
         raise NotImplementedError
 
+    def _missing_code(self) -> Reason:
+        return Reason.NEVER_RECEIVED if self.newest_stamp_ns is None else Reason.STALE
+
     @property
     def newest_stamp_ns(self) -> int | None:
         """[ns] stamp of the newest usable message, or None."""
@@ -81,8 +84,7 @@ class Intake:
         sample = self._buffer.at(tick_ns)
         if not isinstance(sample, Missing):
             return sample
-        code = Reason.NEVER_RECEIVED if self.newest_stamp_ns is None else Reason.STALE
-        return self._not_ready(code, f"{sample.reason} (topic '{self.spec.topic}')")
+        return self._not_ready(self._missing_code(), f"{sample.reason} (topic '{self.spec.topic}')")
 
     def silence(self, now_ns: int) -> NotReady | None:
         """Return why nothing usable has arrived within the stream's max_age_s, judged by receive times, or None."""
@@ -130,7 +132,14 @@ class JointStateIntake(Intake):
     """A joint-state stream, possibly of several publishers; samples are (S,) float32."""
 
     def _new_buffer(self) -> PartialState:
+        self._seen: set[tuple[str, str]] = set()  # (joint, field) received since the last clear
         return PartialState(self.spec, JOINT_STATES, self.name)
 
     def _keep(self, stamp: int, message: Any) -> None:
-        self._buffer.push(stamp, decode_joint_state(message, self.spec), message.name)
+        values = decode_joint_state(message, self.spec)
+        self._seen |= values.keys()
+        self._buffer.push(stamp, values, message.name)
+
+    def _missing_code(self) -> Reason:
+        absent = self._accepted_ns is not None and len(self._seen) < self.spec.size
+        return Reason.MISSING_JOINT if absent else super()._missing_code()

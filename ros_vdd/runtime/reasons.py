@@ -11,6 +11,7 @@ class Reason(str, Enum):
     """Codes that appear in `~/status` and `/diagnostics`; a code never changes its meaning."""
 
     NEVER_RECEIVED = "never_received"  # a declared topic has been silent since the start
+    MISSING_JOINT = "missing_joint"  # joint states arrive, but a declared joint or field was never among them
     STALE = "stale"  # the newest sample of a stream is older than its max_age_s
     REFUSED_MESSAGE = "refused_message"  # the newest message of a stream couldn't be turned into an array
     UNEQUAL_STAMPS = "unequal_stamps"  # equal stamps are asked for, and a stream has none at the tick

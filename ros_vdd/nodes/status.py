@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a node says what it does and why not: a latched `~/status`, one log line per change, and `/diagnostics`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
+from std_msgs.msg import String
+
+from ros_vdd.nodes.messages import LATCHED_QOS, diagnostics_message, json_message
+
+State = Literal["waiting", "running", "stopped"]
+
+
+class Status:
+    """The state of one node; called from its executor's thread only.
+
+    Args:
+        node: whose status it is
+        task: what the node does, for the name of its diagnostics
+        robot: hardware_id of its diagnostics
+    """
+
+    def __init__(self, node: Node, task: str, robot: str):
+        self._node, self._task, self._robot = node, task, robot
+        self._said: tuple[str, str, str] | None = None
+        self._problem: str | None = None
+        self._status = node.create_publisher(String, "~/status", LATCHED_QOS)
+        self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+    def set(self, state: State, code: str = "", detail: str = "", about: str = "") -> None:
+        """Say the state, unless it was said last; a detail that changes with every tick isn't said again.
+
+        Args:
+            state: running, waiting to run, or stopped after having run
+            code: reason code, empty while running
+            detail: the reason as a sentence
+            about: the stream the reason is about
+        """
+        self._problem = None if state == "running" else f"{state}: {code}: {detail}"
+        if self._said == (state, code, about):
+            return
+        self._said = (state, code, about)
+        self._status.publish(json_message({"state": state, "code": code, "detail": detail}))
+        if self._problem is None:
+            self._node.get_logger().info("running")
+        else:
+            self._node.get_logger().warning(self._problem)
+
+    def diagnose(self, values: Mapping[str, Any]) -> None:
+        """Publish the state with figures beside it."""
+        stamp_ns = self._node.get_clock().now().nanoseconds
+        self._diagnostics.publish(
+            diagnostics_message(self._node.get_name(), self._task, self._robot, stamp_ns, self._problem, values)
+        )

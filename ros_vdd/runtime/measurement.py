@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the action joints are, as measured: what a robot holds, and where its first motion starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ros_vdd.runtime.intake import JointStateIntake
+from ros_vdd.streams.resample import Sample
+from ros_vdd.streams.spec import RobotSpec
+
+
+class MeasuredPosition:
+    """Reads the joint-state streams of a robot file and gives the positions of its action joints.
+
+    Called from one thread only, the one that receives.
+
+    Args:
+        robot: its states and action; a joint counts as measured where its position comes in the unit of the action
+    """
+
+    def __init__(self, robot: RobotSpec):
+        self.intakes = {name: JointStateIntake(spec, f"states.{name}") for name, spec in robot.states.items()}
+        self._sources = [self._source(joint, robot.action.unit) for joint in robot.action.joints]
+
+    def push(self, stream: str, message: Any, receive_ns: int) -> bool:
+        """Take a joint state; return whether it could be used."""
+        return self.intakes[stream].push(message, receive_ns)
+
+    def at(self, now_ns: int) -> np.ndarray | None:
+        """Return the positions of the action joints, (A,) [action unit], or None unless all are measured and fresh."""
+        if None in self._sources:
+            return None
+        samples = {name: self.intakes[name].at(now_ns) for name, _ in self._sources}
+        if not all(isinstance(sample, Sample) for sample in samples.values()):
+            return None
+        return np.array([samples[name].value[column] for name, column in self._sources], dtype=np.float64)
+
+    def _source(self, joint: str, unit: str) -> tuple[str, int] | None:
+        """Return the stream and column that hold the position of a joint."""
+        for name, intake in self.intakes.items():
+            if intake.spec.unit == unit and (joint, "position") in intake.spec.features:
+                return name, intake.spec.features.index((joint, "position"))
+        return None

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Percentiles of the last measurements, for diagnostics."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import numpy as np
+
+
+class Window:
+    """The last `capacity` measurements; one thread adds while another asks, with a lock between them."""
+
+    def __init__(self, capacity: int = 1000):
+        self._values: deque[float] = deque(maxlen=capacity)
+        self._lock = threading.Lock()
+
+    def add(self, value: float) -> None:
+        """Add a measurement."""
+        with self._lock:
+            self._values.append(value)
+
+    def percentile(self, percent: float) -> float | None:
+        """Return the percentile of what is held, or None while nothing is."""
+        with self._lock:
+            values = list(self._values)
+        return float(np.percentile(values, percent)) if values else None

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy node in its own process: good topics give chunks, bad ones give none and a named reason."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
+pytest.importorskip("onnx", reason="the tiny policy is made with onnx")
+
+from ros_peers import Peer, good_image, good_joints, start, stop  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+from tiny_policy import EXPERTS, HORIZON, LOG_GATE, ROBOT, actions, write_policy, write_robot  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
+
+DT = 100_000_000
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return write_policy(tmp_path_factory.mktemp("policies") / "tiny").path
+
+
+@pytest.fixture(scope="module")
+def running(policy):
+    """One policy node for all tests below, and a peer that hears it."""
+    process, peer = start("policy_node", policy=policy), Peer()
+    peer.status, peer.chunks = peer.hear_status("policy_node"), peer.hear(JointTrajectory, "action_chunk")
+    peer.predictions = peer.hear(String, "policy_node/prediction")
+    yield peer
+    peer.close()
+    assert stop(process)[0] == 0
+
+
+@pytest.fixture
+def peer(running):
+    running.call("policy_node/reset")
+    running.until(lambda: running.status and running.status[-1]["code"] == "never_received")
+    del running.status[:-1], running.chunks[:], running.predictions[:]
+    return running
+
+
+def test_an_observation_gives_the_chunk_of_its_stamp(peer):
+    stamps = []
+
+    def publish():
+        stamps.append(peer.now_ns())
+        peer.publish(stamps[-1])
+
+    peer.until(lambda: peer.chunks and peer.predictions, publish)
+    chunk = peer.chunks[0]
+    assert chunk.header.stamp.sec * 10**9 + chunk.header.stamp.nanosec in stamps
+    assert list(chunk.joint_names) == ["a", "b"] and chunk.header.frame_id == ""
+    np.testing.assert_allclose([point.positions for point in chunk.points], actions([0.1, 0.2]), atol=1e-6)
+    times = [point.time_from_start.sec * 10**9 + point.time_from_start.nanosec for point in chunk.points]
+    assert times == [(k + 1) * DT for k in range(HORIZON)]
+
+
+def test_what_is_for_drawing_stands_beside_the_command(peer):
+    peer.until(lambda: peer.predictions, peer.publish)
+    prediction = json.loads(peer.predictions[0].data)
+    assert prediction["expert"] == 1 and len(prediction["log_gate"]) == EXPERTS
+    np.testing.assert_allclose(prediction["log_gate"], LOG_GATE[0], atol=1e-6)
+    assert prediction["latency_ms"] > 0 and prediction["compute_ms"] > 0
+
+
+def test_chunks_follow_each_other_by_the_steps_that_are_executed(peer):
+    ticks = iter(range(peer.now_ns(), peer.now_ns() + 10**14, DT))
+    peer.until(lambda: len(peer.chunks) == 3, lambda: peer.publish(next(ticks)))
+    stamps = [chunk.header.stamp.sec * 10**9 + chunk.header.stamp.nanosec for chunk in peer.chunks]
+    assert set(np.diff(stamps)) == {4 * DT}
+
+
+def test_the_status_says_running_once(peer):
+    peer.until(lambda: peer.status and peer.status[-1]["state"] == "running", peer.publish)
+    assert [status["state"] for status in peer.status].count("running") == 1
+
+
+BAD = {
+    "wrong encoding": ({"image": good_image(encoding="16UC1")}, "refused_message", "16UC1"),
+    "truncated image": ({"image": good_image(data=bytes(7))}, "refused_message", "7"),
+    "missing joint": ({"joints": good_joints(names=["a"])}, "missing_joint", "joint 'b'"),
+    "renamed joint": ({"joints": good_joints(names=["a", "bb"])}, "missing_joint", "did you mean 'bb'"),
+    "NaN in a joint state": ({"joints": good_joints(a=float("nan"))}, "refused_message", "nan"),
+    "no camera": ({"image": False}, "never_received", "'camera'"),
+    "no joint states": ({"joints": False}, "never_received", "'joint_states'"),
+}
+
+
+@pytest.mark.parametrize("messages, code, words", BAD.values(), ids=BAD)
+def test_a_bad_topic_gives_no_chunk_and_a_named_reason(peer, messages, code, words):
+    told = lambda: any(s["code"] == code and words in s["detail"] for s in peer.status)  # noqa: E731
+    peer.until(told, lambda: peer.publish(**messages))
+    assert peer.chunks == []
+
+
+def refused(**parameters):
+    process = start("policy_node", **parameters)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def test_a_damaged_policy_is_refused_in_one_clear_error(policy, tmp_path):
+    damaged = write_policy(tmp_path / "tiny").path / "policy.onnx"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    status, said = refused(policy=damaged.parent)
+    assert status == 1 and "policy.onnx" in said and "Traceback" not in said
+
+
+def test_a_robot_that_differs_from_the_policys_is_refused_with_the_difference(policy, tmp_path):
+    robot = write_robot(tmp_path / "other.yaml", action={**ROBOT["action"], "upper": [1.0, 2.0]})
+    status, said = refused(policy=policy, robot=robot)
+    assert status == 1 and "action.upper" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "parameters, words",
+    [({}, "'policy' is empty"), ({"choice": "best"}, "argmax"), ({"seed": -1}, "'seed'"), ({"seed": "x"}, "'seed'")],
+    ids=["no policy", "unknown choice", "out of range", "wrong type"],
+)
+def test_a_bad_parameter_is_refused_in_one_clear_error(parameters, words):
+    status, said = refused(**parameters)
+    assert status == 1 and words in said and "Traceback" not in said
+
+
+def test_sigterm_ends_the_node_with_status_0(policy):
+    process, peer = start("policy_node", policy=policy), Peer()
+    peer.until(peer.hear_status("policy_node").copy)
+    status, said = stop(process, signal.SIGTERM)
+    peer.close()
+    assert status == 0 and "Traceback" not in said

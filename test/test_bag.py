@@ -118,6 +118,15 @@ def test_a_flipped_bit_in_a_chunk_is_refused_and_recovery_leaves_that_chunk_out(
     assert 5 not in left and {0, 9} <= set(left) and "checksum" in bag.warnings[-1]
 
 
+def test_messages_whose_topic_is_lost_with_a_chunk_are_counted(tmp_path):
+    path = write_mcap(tmp_path / "flip.mcap", TEN)
+    data = bytearray(path.read_bytes())
+    data[data.index(serialize(TEN[0][2])) + 30] ^= 1  # the first chunk, which also describes the topic
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"\d messages are of a topic whose description is lost.*No message is left"):
+        Bag.open(path, recover=True)
+
+
 def test_a_flipped_bit_anywhere_never_yields_a_changed_message(tmp_path):
     whole = write_mcap(tmp_path / "whole.mcap", TEN).read_bytes()
     known = {serialize(m) for _, _, m in TEN}

@@ -92,8 +92,7 @@ def test_a_command_stamped_with_its_observation_is_that_tick_s_action(tmp_path):
 
 
 def test_an_observation_never_looks_ahead(tmp_path):
-    late = [("/joint_states", START + ms * MS, joint_state(START + ms * MS, JOINTS, (ms, 0))) for ms in range(1, 1000, 50)]
-    folder = bag_of(tmp_path / "bag", camera(range(10)), late, commands(range(40, 1000, 100)))
+    folder = bag_of(tmp_path / "bag", camera(range(10)), arm(range(1, 1000, 50)), commands(range(40, 1000, 100)))
     ((arrays, _),) = convert(folder)
     ticks_ms = (arrays["stamp_ns"] - START) / MS
     assert arrays["state"][:, 0].tolist() == [t - 49 for t in ticks_ms]
@@ -135,8 +134,10 @@ def test_ends_where_a_stream_is_missing_are_left_out(tmp_path):
 
 
 def test_a_refused_message_is_missing_and_counted(tmp_path):
-    broken = [("/joint_states", START + ms * MS, joint_state(START + ms * MS, JOINTS, (np.nan, 0))) for ms in (395, 396)]
-    folder = bag_of(tmp_path / "bag", camera(range(10)), arm(range(0, 1000, 10)), broken, commands(range(40, 1000, 100)))
+    stamps = [START + 395 * MS, START + 396 * MS]
+    broken = [("/joint_states", s, joint_state(s, JOINTS, (np.nan, 0))) for s in stamps]
+    events = [camera(range(10)), arm(range(0, 1000, 10)), commands(range(40, 1000, 100))]
+    folder = bag_of(tmp_path / "bag", *events, broken)
     ((arrays, meta),) = convert(folder)
     assert arrays["state"][4].tolist() == [400, -400]
     assert "2 of 102" in meta["refused"]["states_arm"] and "nan" in meta["refused"]["states_arm"]
@@ -211,7 +212,7 @@ def test_a_renamed_joint_and_a_missing_topic_suggest_the_nearest(tmp_path):
 def test_a_topic_of_another_type_names_both(plain):
     source = {"topic": "command", "type": "sensor_msgs/msg/JointState"}
     action = {"topic": "other", "joints": list(JOINTS), "unit": "m", "lower": [-1, -1], "upper": [1, 1]}
-    with pytest.raises(DataError, match=f"'/command' holds {TRAJECTORY}; .*sensor_msgs/msg/JointState for action"):
+    with pytest.raises(DataError, match=f"'/command' of action holds {TRAJECTORY}; .* says sensor_msgs/msg/JointState"):
         convert(plain, robot(action=action | {"command_rate_hz": 50.0, "source": source}))
 
 
@@ -227,7 +228,8 @@ def test_a_relative_topic_is_found_under_its_one_namespace(tmp_path):
 def test_a_robot_file_in_the_bag_that_differs_is_told(tmp_path):
     other = robot(rate_hz=20.0)
     events = [*camera(range(10)), *arm(range(0, 1000, 10)), *commands(range(40, 1000, 100))]
-    folder = write_bag(tmp_path / "bag", events, custom_data={"ros_vdd.robot": dump_yaml(other), "ros_vdd.task": "push"})
+    custom = {"ros_vdd.robot": dump_yaml(other), "ros_vdd.task": "push"}
+    folder = write_bag(tmp_path / "bag", events, custom_data=custom)
     ((_, meta),) = convert(folder)
     assert meta["task"] == "push"
     assert meta["warnings"] == ["recorded with another robot file: rate_hz: 20.0 here, 10.0 there"]

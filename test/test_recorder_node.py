@@ -102,7 +102,7 @@ def test_every_message_between_start_and_stop_is_recorded_unchanged(robot, tmp_p
     topics["/joint_trajectory_controller/joint_trajectory"] = "command"
     assert {name: bag.topics[name].count for name in topics} == dict.fromkeys(topics, 5)
     raw = {name: [] for name in topics}
-    for message in bag._files[0].messages(topics):
+    for message in bag.raw_messages(topics):
         raw[message.topic].append(message.data)
     for topic, kind in topics.items():
         # Decoded, because the padding between CDR fields isn't defined.

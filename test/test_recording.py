@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An operator's requests: start is refused while a topic is silent, an episode is never lost by a discard."""
 
+import numpy as np
 import pytest
-from make_bags import SECOND, joint_state, serialize
+from make_bags import SECOND, image, joint_state, serialize, trajectory
 
 from ros_vdd.data.bag import Bag
+from ros_vdd.data.bag_convert import episodes_from_bag
 from ros_vdd.errors import DataError
 from ros_vdd.runtime.recording import EpisodeRecorder
 from ros_vdd.streams.spec import load_robot
@@ -67,6 +69,28 @@ def test_the_robot_file_travels_in_the_bag(recorder, tmp_path):
     (tmp_path / "robot.yaml").write_text(custom["ros_vdd.robot"])
     assert load_robot(tmp_path / "robot.yaml") == load_robot("pusht")
     assert custom["ros_vdd.task"] == "push"
+
+
+def test_a_recorded_episode_converts(tmp_path, clock):
+    robot = load_robot("pusht")
+    topics = {f"/{topic}": type_name for topic, type_name in robot.topics().items()}
+    recorder = EpisodeRecorder(tmp_path, "push", robot, topics, [], clock)
+    assert recorder.start().success
+    for k in range(5):
+        stamp = 7 * SECOND + k * SECOND // 10
+        messages = {
+            "/camera/image_raw": image(stamp, np.full((96, 96, 3), k)),
+            "/joint_states": joint_state(stamp, position=(k, -k)),
+            "/joint_trajectory_controller/joint_trajectory": trajectory(stamp, positions=(10 + k, 0)),
+        }
+        for delay, (topic, message) in enumerate(messages.items()):
+            recorder.receive(topic, stamp + delay, serialize(message))
+    assert recorder.stop().success
+    ((arrays, meta),) = episodes_from_bag(tmp_path / "push" / "episode_000000", robot)
+    assert arrays["images.top"][:, 5, 5, 0].tolist() == [0, 1, 2, 3, 4]
+    assert arrays["state"].tolist() == [[k, -k] for k in range(5)]
+    assert arrays["action"].tolist() == [[10 + k, 0] for k in range(5)]
+    assert (meta["task"], meta["warnings"]) == ("push", [])
 
 
 def test_start_twice_and_stop_twice_are_refused(recorder):

@@ -1,28 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a rosbag2 recording, MCAP or SQLite, without ROS.
-
-What may be opened: a bag folder, a single .mcap, or a single .db3. A folder's metadata.yaml says which files belong
-to the recording and in what order. An MCAP describes itself, so a folder of .mcap files without metadata.yaml is
-read, with a warning; a folder of .db3 files without it is refused, because a missing split would go unnoticed.
-"""
+"""Reads a rosbag2 recording, MCAP or SQLite, without ROS: topics, and decoded messages in log-time order."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePath
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from ros_vdd.config import Section, read_yaml
-from ros_vdd.data.bag_file import BagChannel, BagFile
+from ros_vdd.config import Section
+from ros_vdd.data.bag_file import BagChannel, BagFile, RawMessage
+from ros_vdd.data.bag_layout import BagLayout, find_layout
 from ros_vdd.data.bag_mcap import McapFile
 from ros_vdd.data.bag_sqlite import SqliteFile
 from ros_vdd.data.cdr import Decode, decoder, full_name
-from ros_vdd.errors import ConfigError, DataError, suggest
+from ros_vdd.errors import DataError, suggest
 
 ROBOT_KEY, TASK_KEY = "ros_vdd.robot", "ros_vdd.task"  # what our recorder leaves in custom_data
-STORAGE_OF_SUFFIX = {".mcap": "mcap", ".db3": "sqlite3"}
 
 
 class TopicInfo(NamedTuple):
@@ -51,13 +46,12 @@ class Bag:
         warnings: what a reader should know, in words: no metadata, parts left out by recovery.
     """
 
-    def __init__(self, path: Path, storage: str, files: list[BagFile], metadata: Section, warnings: list[str]) -> None:
-        self.path = path
-        self.storage = storage
-        self.warnings = [*warnings, *(f"left out: {d}" for f in files for d in f.damage)]
-        self.custom_data = _custom_data(metadata, files)
+    def __init__(self, layout: BagLayout, files: list[BagFile]) -> None:
+        self.path, self.storage = layout.path, layout.storage
+        self.warnings = [*layout.warnings, *(f"left out: {d}" for f in files for d in f.damage)]
+        self.custom_data = _custom_data(layout.metadata, files)
         self._files = files
-        self._distro = metadata.get("ros_distro")
+        self._distro = layout.metadata.get("ros_distro")
         self._channels: dict[str, list[BagChannel]] = {}
         for channel in itertools.chain.from_iterable(f.channels for f in files):
             self._channels.setdefault(channel.topic, []).append(channel)
@@ -78,17 +72,9 @@ class Bag:
             DataError: nothing there, no metadata where it is needed, a file of the set missing, an unknown storage
                 format, a ROS 1 recording, or a damaged file.
         """
-        path = Path(path)
-        if not path.exists():
-            beside = path.parent.iterdir() if path.parent.is_dir() else ()
-            raise DataError(f"no bag '{path}'; {suggest(path.name, (p.name for p in beside))}")
-        metadata, names, warnings = _layout(path)
-        storage = _storage(path, metadata, names)
-        missing = [p.name for p in names if not p.is_file()]
-        if missing:
-            raise DataError(f"'{path}': metadata.yaml names {', '.join(missing)}, not in the folder; copy it all")
-        files = [McapFile(p, recover) if storage == "mcap" else SqliteFile(p) for p in names]
-        return cls(path, storage, files, metadata, warnings)
+        layout = find_layout(Path(path))
+        files = [McapFile(p, recover) if layout.storage == "mcap" else SqliteFile(p) for p in layout.files]
+        return cls(layout, files)
 
     def messages(self, topics: Iterable[str] | None = None) -> Iterator[BagMessage]:
         """Return an iterator over the decoded messages of some topics (None: all), earliest log time first.
@@ -98,19 +84,20 @@ class Bag:
                 reading for a checksum that fails or bytes that are no message of the type.
         """
         chosen = list(self.topics if topics is None else topics)
-        decoders = {topic: self._decoder(topic) for topic in chosen}
+        decoders = {topic: self.decoder(topic) for topic in chosen}
         return self._read(decoders)
 
-    def _read(self, decoders: dict[str, Decode]) -> Iterator[BagMessage]:
-        sources = [file.messages(decoders) for file in self._files]
-        for raw in heapq.merge(*sources, key=lambda message: message.log_time_ns):
-            try:
-                message = decoders[raw.topic](raw.data)
-            except DataError as error:
-                raise DataError(f"'{self.path}', topic '{raw.topic}' at {raw.log_time_ns} ns: {error}") from error
-            yield BagMessage(raw.topic, raw.log_time_ns, message)
+    def raw_messages(self, topics: Collection[str]) -> Iterator[RawMessage]:
+        """Return an iterator over messages as they lie in the files, of any type and encoding, by log time."""
+        sources = [file.messages(topics) for file in self._files]
+        return heapq.merge(*sources, key=lambda message: message.log_time_ns)
 
-    def _decoder(self, topic: str) -> Decode:
+    def decoder(self, topic: str) -> Decode:
+        """Return the function that decodes a topic's messages.
+
+        Raises:
+            DataError: an unknown topic, several types on it, a type without definition, or messages not in CDR.
+        """
         if topic not in self._channels:
             raise DataError(f"'{self.path}' has no topic '{topic}'; {suggest(topic, self.topics)}")
         channels = self._channels[topic]
@@ -122,47 +109,13 @@ class Bag:
             raise DataError(f"'{self.path}', topic '{topic}' carries several types: {', '.join(types)}")
         return decoder(types[0], channels[0].definition, self._distro)
 
-
-def _layout(path: Path) -> tuple[Section, list[Path], list[str]]:
-    """Return the metadata, the files in order, and what is to be said about them."""
-    if path.is_file():
-        return Section(), [path], [f"'{path.name}' is read alone: other files of its recording are not looked for"]
-    if (path / "metadata.yaml").is_file():
-        metadata = _read_metadata(path / "metadata.yaml")
-        # Only the name counts: up to metadata version 3 the paths held the folder's name at recording time.
-        return metadata, [path / PurePath(p).name for p in metadata["relative_file_paths"]], []
-    found = sorted(p for p in path.iterdir() if p.suffix in STORAGE_OF_SUFFIX)
-    if not found:
-        inside = suggest("metadata.yaml", (p.name for p in path.iterdir()))
-        raise DataError(f"'{path}' is no bag: it holds no metadata.yaml, .mcap or .db3; {inside}")
-    if any(p.suffix == ".db3" for p in found):
-        raise DataError(
-            f"'{path}' has no metadata.yaml, which a SQLite bag needs; write it again with "
-            f"`ros2 bag reindex {path} -s sqlite3`, or give one file: {', '.join(p.name for p in found)}"
-        )
-    return Section(), found, [f"'{path}' has no metadata.yaml; reading {', '.join(p.name for p in found)}"]
-
-
-def _read_metadata(path: Path) -> Section:
-    try:
-        metadata = read_yaml(path).get("rosbag2_bagfile_information")
-    except ConfigError as error:
-        raise DataError(str(error)) from error
-    if not isinstance(metadata, Section) or not isinstance(metadata.get("relative_file_paths"), list):
-        raise DataError(f"'{path}' is not the metadata of a rosbag2 recording; expected rosbag2_bagfile_information")
-    if str(metadata.get("compression_mode") or "none").lower() == "file":
-        raise DataError(f"'{path.parent}' is compressed file by file; decompress it first with `ros2 bag convert`")
-    return metadata
-
-
-def _storage(path: Path, metadata: Section, names: list[Path]) -> str:
-    known = STORAGE_OF_SUFFIX.values()
-    storage = metadata.get("storage_identifier") or STORAGE_OF_SUFFIX.get(names[0].suffix if names else "")
-    if storage in known:
-        return storage
-    if path.suffix == ".bag":
-        raise DataError(f"'{path}' is a ROS 1 bag; convert it with `rosbags-convert --src {path} --dst FOLDER`")
-    raise DataError(f"'{path}' is stored as '{storage or path.suffix}'; {suggest(str(storage or path.suffix), known)}")
+    def _read(self, decoders: dict[str, Decode]) -> Iterator[BagMessage]:
+        for raw in self.raw_messages(decoders):
+            try:
+                message = decoders[raw.topic](raw.data)
+            except DataError as error:
+                raise DataError(f"'{self.path}', topic '{raw.topic}' at {raw.log_time_ns} ns: {error}") from error
+            yield BagMessage(raw.topic, raw.log_time_ns, message)
 
 
 def _custom_data(metadata: Section, files: list[BagFile]) -> dict[str, str]:

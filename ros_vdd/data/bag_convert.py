@@ -57,12 +57,13 @@ def episodes_from_bag(
             two ticks in a row are complete, with the reason.
     """
     bag = Bag.open(path, recover)
-    streams = [*observation_streams(bag, robot), action_stream(bag, robot)]  # the action is the last
+    streams = [*observation_streams(bag, robot), action_stream(bag, robot)]  # the action stands last
     _fill(bag, streams)
     ticks = _ticks(bag, streams, robot)
     runs = [(whole, list(run)) for whole, run in groupby(ticks, key=lambda tick: tick.missing is None)]
     if not any(whole and len(run) >= MIN_FRAMES for whole, run in runs):
-        raise DataError(f"'{bag.path}' gives no episode: {_reasons([t for t in ticks if t.missing])}; {_spans(streams)}")
+        why = _reasons([tick for tick in ticks if tick.missing]) or "it has a single tick"
+        raise DataError(f"'{bag.path}' gives no episode: {why}; {_spans(streams)}")
     meta = {"source": str(bag.path), "task": bag.custom_data.get(TASK_KEY, ""), "warnings": _warnings(bag, robot)}
     meta["refused"] = {s.key: f"{s.refused} of {s.received}: {s.refusal}" for s in streams if s.refused}
     segment = 0
@@ -139,9 +140,10 @@ def _reasons(ticks: list[Tick]) -> str:
         stream = tick.missing.partition(":")[0]
         first.setdefault(stream, tick)
         count[stream] += 1
-    return "; ".join(f"{n} ticks lack {s} (first at {first[s].stamp_ns} ns: {first[s].missing})" for s, n in count.items())
+    told = {stream: f"first at {tick.stamp_ns} ns: {tick.missing}" for stream, tick in first.items()}
+    return "; ".join(f"{n} ticks lack {stream} ({told[stream]})" for stream, n in count.items())
 
 
 def _spans(streams: list[BagStream]) -> str:
-    spans = (f"{s.key} has stamps from {s.stamps[0] / 1e9:.3f} to {s.stamps[-1] / 1e9:.3f} s ({s.stamp})" for s in streams)
-    return ", ".join(spans)
+    spans = [(s, s.stamps[0] / 1e9, s.stamps[-1] / 1e9) for s in streams]
+    return ", ".join(f"{s.key} has stamps from {first:.3f} to {last:.3f} s ({s.stamp})" for s, first, last in spans)

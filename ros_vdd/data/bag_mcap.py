@@ -7,28 +7,19 @@ the number of messages that are left, or, when recovery is asked for, read from 
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import zstandard
-from mcap.exceptions import EndOfFile, InvalidMagic, McapError
-from mcap.opcode import Opcode
-from mcap.reader import FOOTER_SIZE, SeekingReader
-from mcap.records import Channel, Chunk, Header, Message, Metadata, Schema
-from mcap.stream_reader import MAGIC_SIZE, CRCValidationError, StreamReader, breakup_chunk
+from mcap.exceptions import InvalidMagic
+from mcap.reader import SeekingReader
+from mcap.records import Channel, Header, Message, Metadata, Schema
 
 from ros_vdd.data.bag_file import BagChannel, RawMessage
 from ros_vdd.data.cdr import Definition
+from ros_vdd.data.mcap_scan import DAMAGE, MAX_RECORD_BYTES, check_summary_crc, describe, records
 from ros_vdd.errors import DataError
-
-MAGIC = b"\x89MCAP"
-MAX_RECORD_BYTES = 1 << 30
-# What the mcap library and its decompressors raise on damaged bytes; lz4 raises RuntimeError.
-DAMAGE = (McapError, ValueError, struct.error, zstandard.ZstdError, RuntimeError, MemoryError, OverflowError, KeyError)
 
 
 class McapFile:
@@ -65,7 +56,7 @@ class McapFile:
                 yield from source
             except DAMAGE as error:
                 raise DataError(
-                    f"'{self.path}' is damaged: {_describe(error)}; recovery (recover=True) leaves the bad parts out"
+                    f"'{self.path}' is damaged: {describe(error)}; recovery (--recover) leaves the bad parts out"
                 ) from error
 
     def _read_index(self, stream: IO[bytes]) -> bool:
@@ -73,7 +64,7 @@ class McapFile:
         try:
             reader = SeekingReader(stream, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
             _check_profile(self.path, reader.get_header())
-            _check_summary_crc(stream)
+            check_summary_crc(stream)
             summary = reader.get_summary()
             if summary is None or summary.statistics is None or not summary.chunk_indexes:
                 return False
@@ -90,11 +81,11 @@ class McapFile:
         schemas: dict[int, Schema] = {}
         channels: dict[int, Channel] = {}
         counts: Counter[int] = Counter()
-        for record in _records(stream, self.damage):
+        for record in records(stream, self.damage):
             if isinstance(record, Header):
                 _check_profile(self.path, record)
             elif isinstance(record, Schema):
-                schemas.setdefault(record.id, record)  # later copies are outside the data's checksum
+                schemas.setdefault(record.id, record)  # a later copy is outside the data's checksum
             elif isinstance(record, Channel):
                 channels.setdefault(record.id, record)
             elif isinstance(record, Message):
@@ -103,8 +94,10 @@ class McapFile:
                 self.metadata[record.name] = record.metadata
         self.channels = [_channel(c, schemas, counts) for c in channels.values()]
         left = sum(c.count for c in self.channels)
+        if counts.total() > left:
+            self.damage.append(f"{counts.total() - left} messages are of a topic whose description is lost")
         if self.damage and not (recover and left):
-            todo = f"{left} messages can be read: ask for recovery (recover=True)" if left else "No message is left in it"
+            todo = f"{left} messages can be read: ask for recovery (--recover)" if left else "No message is left in it"
             raise DataError(f"'{self.path}' is damaged: {'; '.join(self.damage[:3])}. {todo}")
 
     def _through_index(self, stream: IO[bytes], topics: Collection[str]) -> Iterator[RawMessage]:
@@ -115,32 +108,15 @@ class McapFile:
     def _sorted(self, stream: IO[bytes], topics: Collection[str]) -> Iterator[RawMessage]:
         """Read from the start and sort in memory: without an index nothing says how far out of order a file is."""
         names = {c.id: c.topic for c in self.channels if c.topic in topics}
-        wanted = (r for r in _records(stream, []) if isinstance(r, Message) and r.channel_id in names)
+        wanted = (r for r in records(stream, []) if isinstance(r, Message) and r.channel_id in names)
         raw = [RawMessage(names[r.channel_id], r.log_time, r.data) for r in wanted]
         yield from sorted(raw, key=lambda message: message.log_time_ns)
 
 
-def _records(stream: IO[bytes], damage: list[str]) -> Iterator[Any]:
-    """Yield the records from the start of a file, chunks opened; note in `damage` what can't be read."""
-    reader = StreamReader(stream, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
-    records = iter(reader.records)
-    while True:
-        try:
-            record = next(records)
-            inner = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
-        except StopIteration:
-            return
-        except DAMAGE as error:
-            damage.append(f"{_describe(error)} (near byte {stream.tell()})")
-            if records.gi_frame is None:  # the reader itself gave up, not one chunk
-                return
-            continue
-        yield from inner
-
-
 def _channel(channel: Channel, schemas: dict[int, Schema], counts: dict[int, int]) -> BagChannel:
     schema = schemas.get(channel.schema_id)
-    definition = Definition(schema.data.decode(), schema.encoding) if schema and schema.data else Definition()
+    has_text = schema is not None and schema.data
+    definition = Definition(schema.data.decode("utf-8", "replace"), schema.encoding) if has_text else Definition()
     name, count = schema.name if schema else "", counts.get(channel.id, 0)
     return BagChannel(channel.id, channel.topic, name, channel.message_encoding, definition, count)
 
@@ -148,26 +124,3 @@ def _channel(channel: Channel, schemas: dict[int, Schema], counts: dict[int, int
 def _check_profile(path: Path, header: Header) -> None:
     if header.profile not in ("ros2", ""):
         raise DataError(f"'{path}' has the profile '{header.profile}'; expected ros2. Convert it, or record with ROS 2")
-
-
-def _check_summary_crc(stream: IO[bytes]) -> None:
-    """Verify the end of the file and the checksum of the summary, which the library writes but doesn't check."""
-    tail = FOOTER_SIZE + MAGIC_SIZE
-    if stream.seek(0, 2) < tail + MAGIC_SIZE:
-        raise EndOfFile()
-    footer_start = stream.seek(-tail, 2)
-    opcode, _, summary_start, _, expected, magic = struct.unpack(f"<BQQQI{MAGIC_SIZE}s", stream.read(tail))
-    if opcode != Opcode.FOOTER or magic[:5] != MAGIC or summary_start > footer_start:
-        raise EndOfFile()
-    if summary_start and expected:
-        stream.seek(summary_start)
-        if zlib.crc32(stream.read(footer_start + FOOTER_SIZE - 4 - summary_start)) != expected:
-            raise McapError("the index fails its checksum")
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, (EndOfFile, struct.error)):
-        return "it ends in the middle of a record"
-    if isinstance(error, CRCValidationError):
-        return "a chunk fails its checksum"
-    return f"{type(error).__name__}: {error}"

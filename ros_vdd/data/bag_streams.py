@@ -133,10 +133,12 @@ def _find(bag: Bag, key: str, topic: str, type_name: str) -> tuple[str, int]:
     names = [n for n in (topic, f"/{topic}") if n in bag.topics]
     if not names and not topic.startswith("/"):
         names = [n for n in bag.topics if n.endswith(f"/{topic}")]
-    if len(names) != 1:
-        found = f"is found as {' and '.join(names)}; write one of them" if names else f"is absent; {suggest(topic, bag.topics)}"
-        raise DataError(f"'{bag.path}': topic '{topic}' of {key} {found}")
+    where = f"'{bag.path}': topic"
+    if not names:
+        raise DataError(f"{where} '{topic}' of {key} is absent; {suggest(topic, bag.topics)}")
+    if len(names) > 1:
+        raise DataError(f"{where} '{topic}' of {key} is found as {' and '.join(names)}; write one of them")
     info = bag.topics[names[0]]
     if info.type != type_name:
-        raise DataError(f"'{bag.path}': topic '{names[0]}' holds {info.type}; the robot file says {type_name} for {key}")
+        raise DataError(f"{where} '{names[0]}' of {key} holds {info.type}; the robot file says {type_name}")
     return names[0], max(info.count, 1)

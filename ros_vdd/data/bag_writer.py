@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes one rosbag2 recording (MCAP, metadata version 9) that survives a crash and is never half a recording.
+"""Writes one rosbag2 recording (MCAP) that survives a crash and is never half a recording.
 
 Chunks are closed by time, with checksums, and handed to the operating system at once, so that a killed process loses
 what came after the last chunk and no more; a power cut loses what came after the last fsync. The folder is called
@@ -16,11 +16,10 @@ from pathlib import Path
 
 from mcap.writer import CompressionType, Writer
 
-from ros_vdd.config import dump_yaml
+from ros_vdd.data.bag_metadata import METADATA, TopicEntry, metadata_text
 from ros_vdd.data.cdr import definition_text
 from ros_vdd.errors import DataError
 
-METADATA_VERSION = 9
 PARTIAL = ".partial"
 
 
@@ -69,7 +68,8 @@ class BagWriter:
         self._first_ns: int | None = None
         self._last_ns = 0
         self.partial.mkdir()
-        self._stream = (self.partial / f"{folder.name}_0.mcap").open("xb")
+        self._file = f"{folder.name}_0.mcap"
+        self._stream = (self.partial / self._file).open("xb")
         self._writer = Writer(self._stream, compression=CompressionType.NONE, enable_data_crcs=True)
         self._writer.start(profile="ros2", library="ros_vdd")
         self._writer.add_metadata("ros_vdd", self._custom_data)
@@ -112,8 +112,11 @@ class BagWriter:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
-        with (self.partial / "metadata.yaml").open("x", encoding="utf-8") as stream:
-            stream.write(dump_yaml({"rosbag2_bagfile_information": self._metadata()}))
+        first_ns = self._last_ns if self._first_ns is None else self._first_ns
+        topics = {t: TopicEntry(c.type, c.type_hash, c.count) for t, c in self._channels.items()}
+        span = (first_ns, self._last_ns - first_ns)
+        with (self.partial / METADATA).open("x", encoding="utf-8") as stream:
+            stream.write(metadata_text(self._file, topics, *span, self._custom_data, self._ros_distro))
             stream.flush()
             os.fsync(stream.fileno())
         _sync_folder(self.partial)
@@ -130,38 +133,6 @@ class BagWriter:
         schema = self._writer.register_schema(type_name, "ros2msg", text.encode())
         described = {"offered_qos_profiles": "[]", "topic_type_hash": type_hash}
         return _Channel(self._writer.register_channel(topic, "cdr", schema, described), type_name, type_hash)
-
-    def _metadata(self) -> dict:
-        first_ns = self._last_ns if self._first_ns is None else self._first_ns
-        span = {
-            "duration": {"nanoseconds": self._last_ns - first_ns},
-            "starting_time": {"nanoseconds_since_epoch": first_ns},
-            "message_count": sum(self.counts.values()),
-        }
-        file = f"{self.folder.name}_0.mcap"
-        return {
-            "version": METADATA_VERSION,
-            "storage_identifier": "mcap",
-            **span,
-            "topics_with_message_count": [_topic_entry(t, c) for t, c in self._channels.items()],
-            "compression_format": "",
-            "compression_mode": "",
-            "relative_file_paths": [file],
-            "files": [{"path": file, **span}],
-            "custom_data": self._custom_data,
-            "ros_distro": self._ros_distro,
-        }
-
-
-def _topic_entry(topic: str, channel: _Channel) -> dict:
-    described = {
-        "name": topic,
-        "type": channel.type,
-        "serialization_format": "cdr",
-        "offered_qos_profiles": [],
-        "type_description_hash": channel.type_hash,
-    }
-    return {"topic_metadata": described, "message_count": channel.count}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -100,7 +100,7 @@ def _builtin_store(type_name: str, distro: str | None):
     known = {s.value.removeprefix("ros2_"): s for s in Stores if s.value.startswith("ros2_")}
     distro = distro or DEFAULT_DISTRO
     if distro not in known:
-        raise DataError(f"the bag lacks the definition of {type_name}, and ROS '{distro}' is unknown; {suggest(distro, known)}")
+        raise DataError(f"{type_name} has no definition in the bag, of ROS '{distro}'; {suggest(distro, known)}")
     store = get_typestore(known[distro])
     if type_name not in store.fielddefs:
         raise DataError(

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files make up a rosbag2 recording, in what order, and how they are stored.
+
+What may be opened: a bag folder, a single .mcap, or a single .db3. A folder's metadata.yaml says which files belong
+to the recording and in what order. An MCAP describes itself, so a folder of .mcap files without metadata.yaml is
+read, with a warning; a folder of .db3 files without it is refused, because a missing split would go unnoticed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from ros_vdd.config import Section
+from ros_vdd.data.bag_metadata import METADATA, read_metadata
+from ros_vdd.errors import DataError, suggest
+
+STORAGE_OF_SUFFIX = {".mcap": "mcap", ".db3": "sqlite3"}
+
+
+class BagLayout(NamedTuple):
+    """A recording before any of its files is opened."""
+
+    path: Path
+    storage: str  # "mcap" or "sqlite3"
+    files: list[Path]
+    metadata: Section  # empty where there is no metadata.yaml
+    warnings: list[str]
+
+
+def find_layout(path: Path) -> BagLayout:
+    """Return the layout of what a user named.
+
+    Raises:
+        DataError: nothing there, no metadata where it is needed, a file of the set missing, an unknown storage
+            format, or a ROS 1 recording.
+    """
+    if not path.exists():
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        raise DataError(f"no bag '{path}'; {suggest(path.name, (p.name for p in beside))}")
+    if path.is_file():
+        alone = f"'{path.name}' is read alone: other files of its recording are not looked for"
+        return BagLayout(path, _storage(path, path.suffix), [path], Section(), [alone])
+    if (path / METADATA).is_file():
+        return _by_metadata(path)
+    return _by_suffix(path)
+
+
+def _by_metadata(path: Path) -> BagLayout:
+    metadata = read_metadata(path / METADATA)
+    # Only the name counts: up to metadata version 3 the paths held the folder's name at recording time.
+    files = [path / PurePath(p).name for p in metadata["relative_file_paths"]]
+    missing = [p.name for p in files if not p.is_file()]
+    if missing:
+        raise DataError(f"'{path}': {METADATA} names {', '.join(missing)}, not in the folder; copy the whole bag")
+    return BagLayout(path, _storage(path, str(metadata.get("storage_identifier"))), files, metadata, [])
+
+
+def _by_suffix(path: Path) -> BagLayout:
+    found = sorted(p for p in path.iterdir() if p.suffix in STORAGE_OF_SUFFIX)
+    names = ", ".join(p.name for p in found)
+    if not found:
+        inside = suggest(METADATA, (p.name for p in path.iterdir()))
+        raise DataError(f"'{path}' is no bag: it holds no {METADATA}, .mcap or .db3; {inside}")
+    if any(p.suffix == ".db3" for p in found):
+        raise DataError(
+            f"'{path}' has no {METADATA}, which a SQLite bag needs; write it again with "
+            f"`ros2 bag reindex {path} -s sqlite3`, or give one file: {names}"
+        )
+    return BagLayout(path, "mcap", found, Section(), [f"'{path}' has no {METADATA}; reading {names}"])
+
+
+def _storage(path: Path, said: str) -> str:
+    storage = STORAGE_OF_SUFFIX.get(said, said)
+    if storage in STORAGE_OF_SUFFIX.values():
+        return storage
+    if said == ".bag":
+        raise DataError(f"'{path}' is a ROS 1 bag; convert it with `rosbags-convert --src {path} --dst FOLDER`")
+    raise DataError(f"'{path}' is stored as '{said}'; {suggest(said, STORAGE_OF_SUFFIX.values())}")

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks and the damage of MCAP files: what the mcap library leaves to its caller."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+import zstandard
+from mcap.exceptions import EndOfFile, McapError
+from mcap.opcode import Opcode
+from mcap.reader import FOOTER_SIZE
+from mcap.records import Chunk
+from mcap.stream_reader import MAGIC_SIZE, CRCValidationError, StreamReader, breakup_chunk
+
+MAGIC = b"\x89MCAP"
+MAX_RECORD_BYTES = 1 << 30
+# What the mcap library and its decompressors raise on damaged bytes; lz4 raises RuntimeError.
+DAMAGE = (McapError, ValueError, struct.error, zstandard.ZstdError, RuntimeError, MemoryError, OverflowError, KeyError)
+
+
+def records(stream: IO[bytes], damage: list[str]) -> Iterator[Any]:
+    """Yield the records from the start of a file, chunks opened; note in `damage` what can't be read."""
+    reader = StreamReader(stream, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
+    source = reader.records
+    while True:
+        try:
+            record = next(source)
+            inner = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
+        except StopIteration:
+            return
+        except DAMAGE as error:
+            damage.append(f"{describe(error)} (near byte {stream.tell()})")
+            if source.gi_frame is None:  # the reader itself gave up, not one chunk
+                return
+            continue
+        yield from inner
+
+
+def check_summary_crc(stream: IO[bytes]) -> None:
+    """Verify the end of the file and the checksum of the summary, which the library writes but doesn't check."""
+    tail = FOOTER_SIZE + MAGIC_SIZE
+    if stream.seek(0, 2) < tail + MAGIC_SIZE:
+        raise EndOfFile()
+    footer_start = stream.seek(-tail, 2)
+    opcode, _, summary_start, _, expected, magic = struct.unpack(f"<BQQQI{MAGIC_SIZE}s", stream.read(tail))
+    if opcode != Opcode.FOOTER or magic[:5] != MAGIC or summary_start > footer_start:
+        raise EndOfFile()
+    if summary_start and expected:
+        stream.seek(summary_start)
+        if zlib.crc32(stream.read(footer_start + FOOTER_SIZE - 4 - summary_start)) != expected:
+            raise McapError("the index fails its checksum")
+
+
+def describe(error: BaseException) -> str:
+    """Return in words what one of `DAMAGE` means."""
+    if isinstance(error, (EndOfFile, struct.error)):
+        return "it ends in the middle of a record"
+    if isinstance(error, CRCValidationError):
+        return "a chunk fails its checksum"
+    return f"{type(error).__name__}: {error}"

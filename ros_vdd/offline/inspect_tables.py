@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ros-vdd inspect` found, as text for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ros_vdd.bundle import SUMS
+
+
+def show_bag(content: dict[str, Any]) -> str:
+    """Return the table of a bag."""
+    rows = [("topic", "type", "messages", "rate [Hz]", "largest gap [s]", "log - header [s]", "")]
+    for name, topic in content["topics"].items():
+        offset = topic["log_minus_header_s"]
+        spread = f"{offset[1]:.3f} ({offset[0]:.3f} to {offset[2]:.3f})" if offset else "-"
+        widest = topic["largest_gap_s"]
+        gap = "-" if widest is None else f"{widest:.3f} at {topic['largest_gap_at_s']:.1f}"
+        rate = "-" if topic["rate_hz"] is None else f"{topic['rate_hz']:.2f}"
+        note = f"{topic['unstamped']} with stamp zero" if topic["unstamped"] else ""
+        note = "not decodable" if topic["undecodable"] else note
+        rows.append((name, topic["type"], str(topic["count"]), rate, gap, spread, note))
+    head = [f"bag {content['path']} ({content['storage']})", *(f"warning: {w}" for w in content["warnings"])]
+    head += [f"{key}: {_first_line(text)}" for key, text in content["custom_data"].items()]
+    return "\n".join([*head, "", _table(rows)])
+
+
+def show_store(content: dict[str, Any]) -> str:
+    """Return the table of an episode store."""
+    head = [
+        f"episode store {content['path']}",
+        f"robot {content['robot']} at {content['rate_hz']:g} Hz",
+        f"{content['episodes']} episodes of {content['shortest']} to {content['longest']} frames, "
+        f"{content['frames']} frames ({content['duration_s']:.1f} s)",
+    ]
+    rows = [("array", "type", "per frame", "smallest", "largest")]
+    for name, array in content["arrays"].items():
+        low, high = ("-" if array[k] is None else " ".join(f"{v:.5g}" for v in array[k]) for k in ("min", "max"))
+        rows.append((name, array["dtype"], str(tuple(array["shape"])), low, high))
+    return "\n".join([*head, "", _table(rows)])
+
+
+def show_policy(content: dict[str, Any]) -> str:
+    """Return the description of a policy."""
+    kind = f"{content['policy_kind']}" + (f" of {content['experts']} experts" if content["experts"] else "")
+    lines = [
+        f"policy {content['path']}: {content['name']}, {kind}, {content['nfe']} network evaluations a chunk",
+        f"robot {content['robot']} at {content['rate_hz']:g} Hz",
+        *(f"input {name} {tuple(shape)}" for name, shape in content["inputs"].items()),
+        f"action {', '.join(content['actions'])}: {content['horizon']} ahead, {content['n_action_steps']} executed",
+        *(f"file {name}, {size} bytes, checksum verified" for name, size in content["files"].items() if name != SUMS),
+    ]
+    for section in ("scores", "export", "provenance"):
+        lines += [f"{section}.{key}: {_first_line(value)}" for key, value in content[section].items()]
+    return "\n".join(lines)
+
+
+def _first_line(value: Any) -> str:
+    text = str(value).strip()
+    first, newline, _ = text.partition("\n")
+    return f"{first} ... ({text.count(newline) + 1} lines)" if newline else first
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

@@ -20,13 +20,15 @@ LAYERS = [
     {"bundle"},
     {"policies", "data"},
     {"methods", "backends", "envs"},
-    {"runtime"},
+    {"runtime", "training"},
     {"offline", "nodes"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ROS = {"rclpy", "ament_index_python", "launch", "launch_ros", "rosidl_runtime_py", "rosbag2_py"}
-TORCH_MAY = ("diffusion/", "networks/", "policies/", "methods/", "data/dataset.py", "backends/eager.py", "offline/")
+TORCH_FOLDERS = ("diffusion/", "networks/", "policies/", "methods/", "training/", "offline/")
+TORCH_FILES = ("data/dataset.py", "data/frames.py", "backends/eager.py")
+TORCH_MAY = TORCH_FOLDERS + TORCH_FILES
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system"}
 

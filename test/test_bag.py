@@ -160,6 +160,23 @@ def test_a_ros1_bag_and_an_unknown_storage_are_refused(tmp_path):
         Bag.open(folder)
 
 
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("compression_mode: ''", "compression_mode: FILE", "compressed file by file"),
+        ("relative_file_paths", "relative_paths", "not the metadata of a recording"),
+        ("rosbag2_bagfile_information:", "rosbag2_bagfile_information: [", "not valid YAML"),
+    ],
+)
+def test_metadata_that_can_not_be_followed_is_refused(tmp_path, old, new, words):
+    folder = write_bag(tmp_path / "bag", TEN)
+    text = (folder / "metadata.yaml").read_text()
+    assert old in text
+    (folder / "metadata.yaml").write_text(text.replace(old, new))
+    with pytest.raises(DataError, match=words):
+        Bag.open(folder)
+
+
 def test_a_damaged_database_is_refused(tmp_path):
     folder = write_bag(tmp_path / "bag", TEN, "sqlite3")
     file = folder / "bag.db3"

@@ -7,6 +7,7 @@ nested type. The objects have the attributes of the ROS message; arrays are nump
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,6 +63,7 @@ def full_name(type_name: str) -> str:
     return f"{parts[0]}/msg/{parts[1]}" if len(parts) == 2 else type_name
 
 
+@functools.cache
 def definition_text(type_name: str) -> tuple[str, str]:
     """Return the ros2msg text and the RIHS01 hash of a standard type, for writing it into a bag.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -72,7 +73,8 @@ class RecorderNode(Node):
     def destroy_node(self) -> None:
         """Complete the episode that is being recorded: whoever closes the recorder keeps it."""
         if self._recorder.recording:
-            self._say(self._recorder.stop())
+            # Not by the logger, which publishes too: after a signal there is nothing left to publish with.
+            print(f"{self.get_name()}: {self._recorder.stop().message}", file=sys.stderr, flush=True)
         super().destroy_node()
 
     def _receive(self, topic: str, data: bytes) -> None:

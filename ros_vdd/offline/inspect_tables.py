@@ -35,7 +35,7 @@ def show_store(content: dict[str, Any]) -> str:
     ]
     rows = [("array", "type", "per frame", "smallest", "largest")]
     for name, array in content["arrays"].items():
-        low, high = ("-" if array[k] is None else " ".join(f"{v:.5g}" for v in array[k]) for k in ("min", "max"))
+        low, high = (_numbers(array[key]) for key in ("min", "max"))
         rows.append((name, array["dtype"], str(tuple(array["shape"])), low, high))
     return "\n".join([*head, "", _table(rows)])
 
@@ -53,6 +53,10 @@ def show_policy(content: dict[str, Any]) -> str:
     for section in ("scores", "export", "provenance"):
         lines += [f"{section}.{key}: {_first_line(value)}" for key, value in content[section].items()]
     return "\n".join(lines)
+
+
+def _numbers(values: list[float] | None) -> str:
+    return "-" if values is None else " ".join(f"{v:.5g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def _first_line(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ros_vdd.config import dump_yaml
 from ros_vdd.data.bag import ROBOT_KEY, TASK_KEY
 from ros_vdd.data.bag_writer import BagWriter
+from ros_vdd.data.cdr import definition_text
 from ros_vdd.errors import DataError, RosVddError
 from ros_vdd.streams.spec import RobotSpec
 
@@ -46,7 +47,7 @@ class EpisodeRecorder:
         writer_options: handed to `BagWriter`.
 
     Raises:
-        DataError: the task name can't be a folder name.
+        DataError: the task name can't be a folder name, or a type is not a standard one.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class EpisodeRecorder:
     ) -> None:
         if not _TASK.fullmatch(task):
             raise DataError(f"task '{task}' can't be a folder name; use letters, digits, _ and -, at most 64")
+        for type_name in topics.values():
+            definition_text(type_name)  # takes 0.1 s once; in `start` it would hold up the messages
         self.failure = ""  # why the last recording ended by itself, "" when none did
         self._folder = root / task
         self._trash = self._folder / ".trash"

@@ -21,9 +21,10 @@ from ros_vdd.nodes.messages import CAMERA_QOS, COMMAND_QOS, LATCHED_QOS, time_me
 SPINS = 1500  # of at most 20 ms: a busy machine gets half a minute, an idle one needs none of it
 
 
-def start(module, **parameters):
-    """Start a node of ros_vdd as its console script does."""
-    words = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
+def start(module, namespace="tests", **parameters):
+    """Start a node of ros_vdd as its console script does, below a namespace of its own."""
+    words = ["-r", f"__ns:=/{namespace}"]
+    words += [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
     code = f"import sys; from ros_vdd.nodes.{module} import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--ros-args", *words]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
@@ -39,10 +40,10 @@ def stop(process, with_signal=signal.SIGINT):
 class Peer:
     """The robot's side of the tests, in this process."""
 
-    def __init__(self):
+    def __init__(self, namespace="tests"):
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
-        self.node = rclpy.create_node("peer", context=self.context)
+        self.node = rclpy.create_node("peer", namespace=namespace, context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.cameras = self.node.create_publisher(Image, "camera", CAMERA_QOS)

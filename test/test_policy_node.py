@@ -128,7 +128,7 @@ def test_a_bad_parameter_is_refused_in_one_clear_error(parameters, words):
 
 
 def test_sigterm_ends_the_node_with_status_0(policy):
-    process, peer = start("policy_node", policy=policy), Peer()
+    process, peer = start("policy_node", "ending", policy=policy), Peer("ending")
     peer.until(peer.hear_status("policy_node").copy)
     status, said = stop(process, signal.SIGTERM)
     peer.close()

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A simulator as a robot on ROS topics: cameras and joint states out, commands in, seeded episodes one after the other.
+
+Ends when the last episode is over. `~/episode` and `~/result` are latched JSON: who joins late still gets them.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import asdict
+
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from ros_vdd import envs
+from ros_vdd.errors import EnvError, RosVddError
+from ros_vdd.nodes import process
+from ros_vdd.nodes.messages import LATCHED_QOS, json_message
+from ros_vdd.nodes.parameters import Parameter, declare
+from ros_vdd.nodes.sim_link import SessionEnd, SimLink
+from ros_vdd.runtime.sim_session import EpisodeResult, LockStep, RealTime, run_episode
+from ros_vdd.streams.spec import load_robot
+
+PARAMETERS = (
+    Parameter("env", "pusht", "simulator: a file of ros_vdd/envs, or a dotted module name"),
+    Parameter("robot", "", "robot file or name; empty for the one the simulator names"),
+    Parameter("mode", "real_time", "what a step waits for", choices=("real_time", "lock_step")),
+    Parameter("first_seed", 100000, "seed of the first episode; each later one adds 1", 0, 2**31 - 1),
+    Parameter("episodes", 5, "how many episodes", 1, 100000),
+    Parameter("connect_timeout_s", 60.0, "how long to wait for readers and a command writer [s]", 0.1, 3600.0),
+    Parameter("command_timeout_s", 30.0, "how long to wait for a command [s]", 0.1, 3600.0),
+    Parameter("quiet_s", 0.5, "real time: pause of the commands before a new episode [s]", 0.0, 60.0),
+    Parameter("reset_service", "", "std_srvs/Trigger called before each episode, such as policy_node/reset; empty for none"),
+)
+GOODBYE_NS = 200_000_000  # readers take the result before the next episode, or before the process ends
+
+
+class SimBridgeNode(Node):
+    """Runs the session in a thread of its own, while the executor's thread receives commands."""
+
+    def __init__(self, **options):
+        super().__init__("sim_bridge_node", **options)
+        self.session: threading.Thread | None = None
+        self.settings = declare(self, PARAMETERS)
+        self.env = envs.make(self.settings.env)
+        self.robot = load_robot(self.settings.robot or self.env.robot)
+        lock_step = self.settings.mode == "lock_step"
+        self.link = SimLink(self, self.robot, publish_clock=lock_step)
+        self.pace = self._lock_step() if lock_step else self._real_time()
+        self.error: Exception | None = None
+        self._episode = self.create_publisher(String, "~/episode", LATCHED_QOS)
+        self._result = self.create_publisher(String, "~/result", _latched(self.settings.episodes))
+        reset = self.settings.reset_service
+        self._reset = self.create_client(Trigger, reset) if reset else None
+        self._finished = self.create_guard_condition(self._leave)
+        self.session = threading.Thread(target=self._run, name="session")
+        self.session.start()
+
+    def destroy_node(self) -> None:
+        """End the session, then the node; rclpy also destroys a node whose constructor refused."""
+        if self.session is not None:
+            self.link.end()
+            self.session.join()
+        super().destroy_node()
+
+    def _real_time(self) -> RealTime:
+        return RealTime(self.link, self.robot.dt_ns, self.settings.command_timeout_s, self.settings.quiet_s)
+
+    def _lock_step(self) -> LockStep:
+        return LockStep(self.link, self.robot.dt_ns, self.settings.command_timeout_s)
+
+    def _run(self) -> None:
+        """Run all episodes; whatever ends them ends the process, and `error` keeps why."""
+        try:
+            self.link.await_peers(self.settings.connect_timeout_s)
+            for number in range(self.settings.episodes):
+                self._run_episode(number)
+        except SessionEnd:
+            pass
+        except Exception as error:  # kept for main(): the main thread tells it and ends the process
+            self.error = error
+        finally:
+            self._finished.trigger()
+
+    def _leave(self) -> None:
+        """Leave the executor's spin; in its thread, because shutting rclpy down destroys nodes."""
+        raise ExternalShutdownException
+
+    def _run_episode(self, number: int) -> None:
+        seed = self.settings.first_seed + number
+        self._call_reset()
+        self._episode.publish(json_message({"episode": number, "of": self.settings.episodes, "seed": seed}))
+        result = run_episode(self.env, seed, self.pace, self.robot.dt_ns)
+        self._result.publish(json_message({"episode": number, "of": self.settings.episodes, **_plain(result)}))
+        self.get_logger().info(f"episode {number} (seed {seed}): score {result.score:.3f} in {len(result.actions)} steps")
+        self.link.sleep_until(self.link.now_ns() + GOODBYE_NS)
+
+    def _call_reset(self) -> None:
+        if self._reset is None:
+            return
+        timeout_s = self.settings.connect_timeout_s
+        if not self._reset.wait_for_service(timeout_sec=timeout_s):
+            raise EnvError(f"no service '{self._reset.srv_name}' within {timeout_s:g} s; is its node running?")
+        answered, future = threading.Event(), self._reset.call_async(Trigger.Request())
+        future.add_done_callback(lambda _: answered.set())
+        if not answered.wait(timeout_s):
+            raise EnvError(f"service '{self._reset.srv_name}' gave no answer within {timeout_s:g} s")
+        if not future.result().success:
+            raise EnvError(f"service '{self._reset.srv_name}' refused: {future.result().message}")
+
+
+def _latched(depth: int) -> QoSProfile:
+    """Return the QoS of a topic whose last `depth` messages a late reader still gets."""
+    return QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def _plain(result: EpisodeResult) -> dict:
+    return {**asdict(result), "steps": len(result.actions), "actions": [a.tolist() for a in result.actions]}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node; the exit status is 1 when a session couldn't be finished."""
+    made: list[SimBridgeNode] = []
+
+    def make() -> SimBridgeNode:
+        made.append(SimBridgeNode())
+        return made[0]
+
+    status = process.run(make, args)
+    error = made[0].error if made else None
+    if error is not None and not isinstance(error, RosVddError):
+        raise error
+    if error is not None:
+        print(f"sim_bridge_node: {error}", file=sys.stderr, flush=True)
+    return 1 if error is not None else status

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The topics of a simulated robot: observations out, commands in, for a session that runs in its own thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rclpy.node import Node
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image, JointState
+
+from ros_vdd.errors import ConfigError, EnvError, StreamError
+from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, time_message
+from ros_vdd.runtime.sim_session import Command
+from ros_vdd.streams.codecs import decode_action, encode_image, stamp_ns
+from ros_vdd.streams.spec import RobotSpec
+
+KEPT_COMMANDS = 512  # ten seconds at 50 Hz
+MATCHING_S = 1.0  # a reader that discovery has announced may still drop what comes before it has matched in turn
+
+
+class SessionEnd(Exception):
+    """The process is to end; unwinds the session's thread."""
+
+
+class SimLink:
+    """Publishes what the simulator shows and keeps the commands that come back.
+
+    The session's thread calls every method but `_receive` and `end`, which the node's executor calls; a condition
+    guards the commands between them.
+
+    Args:
+        node: owner of publishers and subscription.
+        robot: topics, joints and shapes; every camera and joint state is published as the robot file says.
+        publish_clock: publish each stamp on /clock.
+
+    Raises:
+        ConfigError: the robot file asks for what a simulator's observation can't be published as.
+    """
+
+    def __init__(self, node: Node, robot: RobotSpec, publish_clock: bool):
+        self._node, self._robot = node, robot
+        self._commands: deque[Command] = deque(maxlen=KEPT_COMMANDS)
+        self._changed, self._ended = threading.Condition(), threading.Event()
+        self._cameras = {f"images.{n}": (c, node.create_publisher(Image, c.topic, COMMAND_QOS)) for n, c in robot.cameras.items()}
+        self._states = {n: (s, node.create_publisher(JointState, s.topic, COMMAND_QOS)) for n, s in robot.states.items()}
+        self._clock = node.create_publisher(Clock, "/clock", COMMAND_QOS) if publish_clock else None
+        self._commanded = node.create_subscription(CLASSES[robot.action.type], robot.action.topic, self._receive, COMMAND_QOS)
+        self._refuse_unpublishable(publish_clock)
+
+    def now_ns(self) -> int:
+        """Return the system time, which the stamps of real time are on."""
+        return time.time_ns()
+
+    def sleep_until(self, time_ns: int) -> None:
+        """Return at a system time.
+
+        Raises:
+            SessionEnd: the process is to end.
+        """
+        if self._ended.wait(max(time_ns - self.now_ns(), 0) / 1e9):
+            raise SessionEnd
+
+    def show(self, stamp: int, observation: Mapping[str, np.ndarray]) -> None:
+        """Publish the clock, the images and the joint states of one instant."""
+        if self._clock:
+            self._clock.publish(Clock(clock=time_message(stamp)))
+        for name, (camera, publisher) in self._cameras.items():
+            message = Image()
+            encode_image(message, observation[name], camera.encoding)
+            message.header.stamp, message.header.frame_id = time_message(stamp), name.removeprefix("images.")
+            publisher.publish(message)
+        first = 0
+        for spec, publisher in self._states.values():
+            values = np.asarray(observation["state"][first : first + spec.size], np.float64)
+            first += spec.size
+            message = JointState(name=list(spec.joints))
+            message.header.stamp = time_message(stamp)
+            for field, part in zip(spec.fields, np.split(values, len(spec.fields))):
+                setattr(message, field, part.tolist())
+            publisher.publish(message)
+
+    def newest_command(self, after_ns: int, before_ns: int) -> Command | None:
+        """Return the newest command stamped within [after, before), if there is one."""
+        with self._changed:
+            return next((c for c in reversed(self._commands) if after_ns <= c.stamp_ns < before_ns), None)
+
+    def await_command(self, stamp: int, timeout_s: float) -> Command | None:
+        """Return the command with exactly this stamp, or None after the time-out.
+
+        Raises:
+            SessionEnd: the process is to end.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended.is_set() or self._with_stamp(stamp), timeout_s)
+            if self._ended.is_set():
+                raise SessionEnd
+            return self._with_stamp(stamp)
+
+    def await_peers(self, timeout_s: float) -> None:
+        """Wait until every observation has a reader and the command topic a writer.
+
+        Raises:
+            EnvError: they didn't come in time; the message names the topics that are alone.
+            SessionEnd: the process is to end.
+        """
+        limit_ns = self.now_ns() + round(timeout_s * 1e9)
+        while alone := self._topics_alone():
+            if self.now_ns() > limit_ns:
+                raise EnvError(
+                    f"nobody at the other end of {', '.join(alone)} within {timeout_s:g} s. Expected policy_node and "
+                    "chunk_executor_node in the same ROS_DOMAIN_ID and namespace; `ros2 topic info -v TOPIC` shows who is there"
+                )
+            self.sleep_until(self.now_ns() + 50_000_000)
+        self.sleep_until(self.now_ns() + round(MATCHING_S * 1e9))
+
+    def end(self) -> None:
+        """Let the session's thread leave whatever it waits for."""
+        self._ended.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _with_stamp(self, stamp: int) -> Command | None:
+        return next((c for c in reversed(self._commands) if c.stamp_ns == stamp), None)
+
+    def _receive(self, message: Any) -> None:
+        try:
+            action = decode_action(message, self._robot.action)
+            stamp = stamp_ns(message) or self.now_ns()  # no stamp, or zero, means "now"
+        except StreamError as error:
+            self._node.get_logger().error(f"command refused: {error}", throttle_duration_sec=5.0)
+            return
+        with self._changed:
+            self._commands.append(Command(stamp, action))
+            self._changed.notify_all()
+
+    def _topics_alone(self) -> list[str]:
+        ours = [publisher for _, publisher in (*self._cameras.values(), *self._states.values())]
+        alone = [publisher.topic_name for publisher in ours if not publisher.get_subscription_count()]
+        command = self._commanded.topic_name
+        return alone + ([] if self._node.count_publishers(command) else [command])
+
+    def _refuse_unpublishable(self, lock_step: bool) -> None:
+        for name, (camera, _) in self._cameras.items():
+            if camera.type != "sensor_msgs/msg/Image" or camera.output_shape != (camera.height, camera.width, 3):
+                raise ConfigError(f"'{name}': a simulated camera is published as a whole, uncompressed Image")
+        if lock_step and self._robot.action.type == "std_msgs/msg/Float64MultiArray":
+            raise ConfigError(f"'{self._commanded.topic_name}' carries no stamp; lock-step needs JointTrajectory or JointState")

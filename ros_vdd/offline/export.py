@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ros_vdd import backends
 from ros_vdd.bundle import GRAPH, WEIGHTS, Bundle, amend, write
-from ros_vdd.errors import EngineError
+from ros_vdd.errors import EngineError, PolicyError
 from ros_vdd.resources import find
 
 HELP = "write the ONNX graph of a policy, with a parity check"
@@ -23,12 +24,20 @@ DRAWS = 200
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("policy", help="policy folder")
+    parser.add_argument("--steps", type=int, help="diffusion policy: solver steps, instead of the configured ones; needs --out")
+    parser.add_argument("--solver", choices=("euler", "heun"), help="diffusion policy: solver; needs --out")
+    parser.add_argument("--out", help="write to this folder and leave POLICY as it is")
     parser.add_argument("--draws", type=int, default=DRAWS, help=f"random observations of the parity check (default {DRAWS})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Export, check and write the folder anew."""
-    bundle = export(Bundle.open(find("models", args.policy)), args.draws)
+    bundle = Bundle.open(find("models", args.policy))
+    if args.out:
+        bundle = resampled(bundle, Path(args.out), args.steps, args.solver)
+    elif args.steps or args.solver:
+        raise PolicyError("--steps and --solver change what the policy computes; give --out FOLDER for the result")
+    bundle = export(bundle, args.draws)
     said = bundle.manifest.export
     print(f"{bundle.path / GRAPH}: opset {said['opset']}, {(bundle.path / GRAPH).stat().st_size / 1e6:.1f} MB")
     print(
@@ -61,6 +70,25 @@ def export(bundle: Bundle, draws: int = DRAWS) -> Bundle:
         )
     described |= {"parity_max_abs": float(f"{absolute:.3g}"), "parity_max_normalised": float(f"{normalised:.3g}")}
     return amend(bundle, {GRAPH: graph}, export=described)
+
+
+def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) -> Bundle:
+    """Return a copy of a folder whose sampler has other steps or another solver; its scores stay behind.
+
+    Raises:
+        PolicyError: the policy has no sampler.
+    """
+    from ros_vdd import policies
+
+    given = {k: v for k, v in (("steps", steps), ("solver", solver)) if v}
+    if given and bundle.kind != "diffusion":
+        raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which has no sampler; leave --steps and --solver out")
+    network = dict(bundle.manifest.network)
+    if given:
+        network["sampler"] = {**network["sampler"], **given}
+    changed = replace(bundle.manifest, network=network, scores={}, export={})
+    copy = write(out, changed, {WEIGHTS: bundle.file(WEIGHTS)})
+    return amend(copy, nfe=policies.load(copy).nfe) if given else copy
 
 
 def tolerance(bundle: Bundle) -> float:

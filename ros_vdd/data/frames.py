@@ -28,8 +28,8 @@ class Target:
     angle: bool = False
 
     def __post_init__(self):
-        if not self.low < self.high or not self.columns:
-            raise ConfigError("'low' must be below 'high', and 'columns' must name at least one column")
+        if not self.low < self.high or not self.columns or min(self.columns) < 0:
+            raise ConfigError("'low' must be below 'high', and 'columns' must name at least one column, counted from 0")
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ros_vdd.errors import ConfigError
 from ros_vdd.policies.mixture import MixturePolicy, expert_log_probs
 
 KIND = "mixture"
@@ -27,6 +28,10 @@ class Options:
     temperature: float = 30.0
     anneal: float = 0.3
 
+    def __post_init__(self):
+        if self.temperature < 1 or self.anneal <= 0:
+            raise ConfigError(f"'temperature' {self.temperature} must be at least 1, 'anneal' {self.anneal} above 0")
+
 
 class Method:
     """Maximum likelihood of recorded chunks under the mixture."""
@@ -35,7 +40,7 @@ class Method:
         self.options, self.policy = options, policy
 
     def loss(self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 1.0) -> tuple[Tensor, dict]:
-        """Return the negative log-likelihood of a chunk [nats]."""
+        """Return EM's surrogate [nats], which has the gradient of the negative log-likelihood once the temperature is 1."""
         log_gate, log_probs = self._joint(batch)
         heat = 1 + (self.options.temperature - 1) * max(0.0, 1 - progress / self.options.anneal)
         joint = log_gate + log_probs

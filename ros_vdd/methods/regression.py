@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ros_vdd.data.frames import Target
+from ros_vdd.errors import ConfigError
 from ros_vdd.policies.encoder import EncoderPolicy
 
 KIND = "encoder"
@@ -31,6 +32,9 @@ class Method:
     """Regression of labels from pictures."""
 
     def __init__(self, options: Options, policy: EncoderPolicy, teacher: None = None):
+        labels, features = sum(t.size for t in options.targets), policy.config.vision.features
+        if labels != features:
+            raise ConfigError(f"'policy.vision.features' is {features}; 'options.targets' have {labels} numbers (2 for an angle)")
         self.options, self.policy = options, policy
 
     def loss(self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 0.0) -> tuple[Tensor, dict]:

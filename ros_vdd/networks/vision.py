@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ros_vdd.errors import ConfigError
+
 
 class ImageEncoder(nn.Module):
     """Maps images `(N, 3, H, W)` with values in [-1, 1] to features `(N, output)`.
@@ -19,13 +21,19 @@ class ImageEncoder(nn.Module):
         output: features a picture.
         channels: one entry a stage; each stage after the first halves the resolution.
         hidden: width of the head.
+
+    Raises:
+        ConfigError: the picture size doesn't divide into the stages.
     """
 
     def __init__(self, height: int, width: int, output: int, channels: Sequence[int] = (32, 64, 96), hidden: int = 256):
         super().__init__()
         stride = 4 * 2 ** (len(channels) - 1)
         if height % stride or width % stride:
-            raise ValueError(f"image of {width}x{height}: both sides must be multiples of {stride} for {len(channels)} stages")
+            raise ConfigError(
+                f"pictures of {width}x{height}: both sides must be multiples of {stride} for {len(channels)} entries in "
+                "'vision.channels'; give the camera another 'resize' or 'crop' in the robot file"
+            )
         self.stem = nn.Conv2d(3, channels[0], 4, stride=4)
         stages = [_Stage(channels[0], channels[0], stride=1)]
         stages += [_Stage(a, b, stride=2) for a, b in zip(channels[:-1], channels[1:])]

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from ros_vdd.bundle import WEIGHTS, Bundle, Manifest
-from ros_vdd.config import build
+from ros_vdd.config import build, to_plain
 from ros_vdd.errors import PolicyError
 from ros_vdd.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from ros_vdd.policies.encoder import EncoderConfig, EncoderPolicy
 from ros_vdd.policies.mixture import MixtureConfig, MixturePolicy
 from ros_vdd.policies.policy import Policy
-from ros_vdd.streams.spec import RobotSpec
 
 KINDS = {
     "diffusion": (DiffusionPolicy, DiffusionConfig),
@@ -23,13 +22,17 @@ def load(bundle: Bundle) -> Policy:
     """Build the PyTorch policy of a verified folder and fill in its weights, in evaluation mode.
 
     Raises:
-        PolicyError: the weights' names or shapes aren't those of the network in the manifest.
+        PolicyError: the weights can't be read, or their names or shapes aren't those of the network in the manifest.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     kind, config = KINDS[bundle.kind]
     policy = kind(bundle.robot, build(config, bundle.manifest.network))
-    tensors = load_file(str(bundle.file(WEIGHTS)))
+    try:
+        tensors = load_file(str(bundle.file(WEIGHTS)))
+    except SafetensorError as error:
+        raise PolicyError(f"'{bundle.path / WEIGHTS}' isn't a safetensors file ({error}); train the policy again") from error
     expected = {k: tuple(v.shape) for k, v in policy.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in tensors.items()}
     if expected != found:
@@ -41,8 +44,6 @@ def load(bundle: Bundle) -> Policy:
 
 def manifest(policy: Policy, name: str, **fields) -> Manifest:
     """Return the manifest that describes a policy; `fields` adds training, provenance and scores."""
-    from ros_vdd.config import to_plain
-
     config = policy.config
     return Manifest(
         name=name,
@@ -56,10 +57,3 @@ def manifest(policy: Policy, name: str, **fields) -> Manifest:
         experts=getattr(config, "experts", None),
         **fields,
     )
-
-
-def rebuild(policy: Policy, robot: RobotSpec | None = None) -> Policy:
-    """Return a fresh policy of the same kind and configuration, with the same normaliser and weights."""
-    copy = type(policy)(robot or policy.robot, policy.config)
-    copy.load_state_dict(policy.state_dict())
-    return copy

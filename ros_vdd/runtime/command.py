@@ -117,5 +117,5 @@ class Commander:
         if self._safe.kind == "position":
             return Command(np.asarray(self._safe.positions, dtype=np.float64), refusal)
         if measured is None:  # holding needs to know where; an old or invented position would be a motion
-            return Command(None, Refusal(Reason.NO_MEASUREMENT, f"{refusal.detail}; no fresh measured position to hold"))
+            return Command(None, Refusal(refusal.code, f"{refusal.detail}; there is no fresh measured position to hold"))
         return Command(measured, refusal)

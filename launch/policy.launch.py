@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a policy on a robot: policy_node and chunk_executor_node, each in its own process.
+
+    ros2 launch ros_vdd policy.launch.py policy:=pusht_vdd robot:=pusht
+    ros2 launch ros_vdd policy.launch.py --show-args
+"""
+
+import os
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from ros_vdd.resources import share_dir
+
+CONFIG = share_dir() / "config"
+ARGUMENTS = (
+    ("policy", None, "policy folder, or the name of a shipped one"),
+    ("robot", None, "robot file, or the name of a shipped one; must agree with the one the policy was trained with"),
+    ("backend", "onnxruntime", "engine that runs the policy"),
+    ("namespace", "", "namespace of both nodes and of every relative topic of the robot file"),
+    ("use_sim_time", "false", "take the time from /clock"),
+    ("log_level", "info", "debug, info, warn, error or fatal"),
+    ("policy_params", str(CONFIG / "nodes" / "policy.yaml"), "parameter file of policy_node"),
+    ("executor_params", str(CONFIG / "nodes" / "executor.yaml"), "parameter file of chunk_executor_node"),
+)
+
+
+def fast_dds_profile():
+    """Give Fast DDS shared memory for images, under the variable its version reads; a profile of the user's stays."""
+    old_name = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+    name = "FASTRTPS_DEFAULT_PROFILES_FILE" if old_name else "FASTDDS_DEFAULT_PROFILES_FILE"
+    return [] if name in os.environ else [SetEnvironmentVariable(name, str(CONFIG / "fastdds.xml"))]
+
+
+def node(executable, **parameters):
+    """Return a node of this package with its parameter file, and the parameters that are said at launch on top."""
+    parameter_file = parameters.pop("parameter_file")
+    sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
+    return Node(
+        package="ros_vdd",
+        executable=executable,
+        name=executable,
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[LaunchConfiguration(parameter_file), {**parameters, "use_sim_time": sim_time}],
+        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        output="screen",
+    )
+
+
+def text(argument):
+    """Return a launch argument as a text parameter, whatever it looks like."""
+    return ParameterValue(LaunchConfiguration(argument), value_type=str)
+
+
+def generate_launch_description():
+    """Return both nodes and their arguments."""
+    return LaunchDescription(
+        [
+            *(DeclareLaunchArgument(name, default_value=value, description=words) for name, value, words in ARGUMENTS),
+            *fast_dds_profile(),
+            node(
+                "policy_node",
+                parameter_file="policy_params",
+                policy=text("policy"),
+                robot=text("robot"),
+                backend=text("backend"),
+            ),
+            node("chunk_executor_node", parameter_file="executor_params", robot=text("robot")),
+        ]
+    )

@@ -45,8 +45,8 @@ class TrainingRun:
         """Train (or continue a killed training) and write the policy folder."""
         torch.manual_seed(self.config.seed)
         teacher = policies.load(self.teacher_bundle).requires_grad_(False) if self.teacher_bundle else None
-        policy = self._policy(teacher)
         train, validation = split_episodes(len(self.store), self.config.validation_fraction, self.config.seed)
+        policy = self._policy(teacher)
         data = self._data(policy, train, rendered=True)
         held = self._data(policy, validation, rendered=False) if validation else None
         method = self.module.Method(self.options, policy, teacher)
@@ -87,6 +87,8 @@ class TrainingRun:
             source = Bundle.open(find("models", self.config.start))
             self._agree(source, "start")
             _copy(policies.load(source), policy, source)
+        if teacher is not None:
+            _require_equal_senses(policy, teacher, self.config.freeze_encoder)
         if self.config.freeze_encoder:
             policy.encoders.requires_grad_(False)
         return policy
@@ -135,8 +137,9 @@ class TrainingRun:
         return pictures, _labels(targets, stacked)
 
     def _identity(self) -> str:
-        """Name configuration, data and teacher: a checkpoint of anything else isn't continued."""
+        """Name configuration, data and the policies it begins with: a checkpoint of anything else isn't continued."""
         parts = [to_plain(self.config), self.store.fingerprint(), self.teacher_bundle.sha256 if self.teacher_bundle else None]
+        parts += [Bundle.open(find("models", given)).sha256 for given in (self.config.encoder, self.config.start) if given]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _write(self, policy: Policy, loop: Loop, seconds: float) -> Bundle:
@@ -180,6 +183,14 @@ def _require_equal_shapes(student: Policy, teacher: Policy) -> None:
         mine, theirs = getattr(student.config, name), getattr(teacher.config, name)
         if mine != theirs:
             raise ConfigError(f"'policy.{name}' is {mine}; the teacher has {theirs}, and both must see and plan the same")
+
+
+def _require_equal_senses(student: Policy, teacher: Policy, shared_features: bool) -> None:
+    """Refuse a start whose units aren't the teacher's, or another encoder where one set of features serves both."""
+    for name in ("action_normalizer", "state_normalizer", *(["encoders"] if shared_features else [])):
+        mine, theirs = getattr(student, name), getattr(teacher, name)
+        if mine is not None and any(not torch.equal(v, theirs.state_dict()[k]) for k, v in mine.state_dict().items()):
+            raise ConfigError(f"'start' or 'encoder' brings another {name} than the teacher's; train both on the same data and encoder")
 
 
 def _copy_observation_side(teacher: Policy, student: Policy) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ros_vdd import __version__, envs, methods, policies
-from ros_vdd.bundle import WEIGHTS, Bundle, write
+from ros_vdd.bundle import WEIGHTS, Bundle, file_sha256, write
 from ros_vdd.config import build, override, read_yaml, to_plain
 from ros_vdd.data.dataset import Windows, split_episodes
 from ros_vdd.data.episodes import EpisodeStore
@@ -138,8 +138,9 @@ class TrainingRun:
 
     def _identity(self) -> str:
         """Name configuration, data and the policies it begins with: a checkpoint of anything else isn't continued."""
-        parts = [to_plain(self.config), self.store.fingerprint(), self.teacher_bundle.sha256 if self.teacher_bundle else None]
-        parts += [Bundle.open(find("models", given)).sha256 for given in (self.config.encoder, self.config.start) if given]
+        bundles = [self.teacher_bundle, *(Bundle.open(find("models", n)) for n in (self.config.encoder, self.config.start) if n)]
+        weights = [file_sha256(b.file(WEIGHTS)) for b in bundles if b]  # scores that are added later change nothing
+        parts = [to_plain(self.config), self.store.fingerprint(), weights]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _write(self, policy: Policy, loop: Loop, seconds: float) -> Bundle:

@@ -101,8 +101,8 @@ class Peer:
 
 def good_image(**changes):
     """Return an image of the tiny robot."""
-    fields = {"width": WIDTH, "height": HEIGHT, "step": 3 * WIDTH, "encoding": "rgb8", "data": bytes(3 * WIDTH * HEIGHT)}
-    return Image(**{**fields, **changes})
+    size = {"width": WIDTH, "height": HEIGHT, "step": 3 * WIDTH}
+    return Image(**{**size, "encoding": "rgb8", "data": bytes(3 * WIDTH * HEIGHT), **changes})
 
 
 def good_joints(a=0.1, b=0.2, names=("a", "b")):

@@ -62,7 +62,8 @@ def test_every_launch_argument_is_described(path):
 def test_policy_launch_drives_a_robot_in_its_namespace(installed, tmp_path):
     policy, robot = write_policy(tmp_path / "tiny").path, write_robot(tmp_path / "tiny.yaml")
     given = [f"policy:={policy}", f"robot:={robot}", "namespace:=launched"]
-    process = subprocess.Popen([sys.executable, "-c", INCLUDE, str(ROOT / "launch" / "policy.launch.py"), *given], start_new_session=True)
+    command = [sys.executable, "-c", INCLUDE, str(ROOT / "launch" / "policy.launch.py"), *given]
+    process = subprocess.Popen(command, start_new_session=True)
     peer = Peer("launched")
     try:
         commands = peer.hear(JointTrajectory, "command")

@@ -51,7 +51,8 @@ def image(stamp_ns, value=0, encoding="rgb8", data=None):
 
 
 def joints(stamp_ns, a=0.0, b=0.0, names=("a", "b")):
-    return SimpleNamespace(header=header(stamp_ns), name=list(names), position=[a, b], velocity=[10 + a, 10 + b], effort=[])
+    values = {"position": [a, b], "velocity": [10 + a, 10 + b], "effort": []}
+    return SimpleNamespace(header=header(stamp_ns), name=list(names), **values)
 
 
 def fed(*stamps, observer=None, **options):
@@ -170,7 +171,11 @@ def test_a_bad_image_is_counted_never_used_and_named(message):
     assert (problem.code, problem.stream) == (Reason.REFUSED_MESSAGE, "images.top")
 
 
-BAD_JOINTS = {"NaN": joints(T0, a=float("nan")), "twice": joints(T0, names=("a", "a")), "nameless": joints(T0, names=())}
+BAD_JOINTS = {
+    "NaN": joints(T0, a=float("nan")),
+    "twice": joints(T0, names=("a", "a")),
+    "nameless": joints(T0, names=()),
+}
 
 
 @pytest.mark.parametrize("message", BAD_JOINTS.values(), ids=BAD_JOINTS)

@@ -27,10 +27,10 @@ from ros_vdd.streams.spec import RobotSpec, load_robot
 
 PARAMETERS = (
     Parameter("robot", "", "robot file: a path, or the name of a shipped one"),
-    Parameter("trigger", "timer", "a command per timer tick, or one per joint-state stamp", choices=("timer", "joint_states")),
+    Parameter("trigger", "timer", "what asks for a command: time, or a joint state", choices=("timer", "joint_states")),
     Parameter("command_rate_hz", 0.0, "commands per second of the timer; 0 for the robot file's", 0.0, 1000.0),
-    Parameter("replan_steps", 0, "how many actions of a chunk are used; 0 for all, which joint_states doesn't allow", 0, 1000),
-    Parameter("clamp_margin", MARGIN, "overshoot of a limit that is clamped, not refused; fraction of its range", 0.0, 1.0),
+    Parameter("replan_steps", 0, "how many actions of a chunk are used; 0 for all (timer only)", 0, 1000),
+    Parameter("clamp_margin", MARGIN, "overshoot that is clamped, not refused; fraction of a joint's range", 0.0, 1.0),
 )
 
 
@@ -111,7 +111,7 @@ class ChunkExecutorNode(Node):
 
 def _robot(name: str, command_rate_hz: float) -> RobotSpec:
     if not name:
-        raise ConfigError("chunk_executor_node: parameter 'robot' is empty; give a robot file or the name of a shipped one")
+        raise ConfigError("chunk_executor_node: parameter 'robot' is empty; give a robot file or a shipped name")
     robot = load_robot(name)
     if not command_rate_hz:
         return robot
@@ -127,7 +127,7 @@ def _check_trigger(trigger: str, replan_steps: int, robot: RobotSpec) -> None:
             "so that the command of a stamp comes from the chunk that is due then and never from the one before"
         )
     if not robot.states:
-        raise ConfigError(f"chunk_executor_node: trigger is 'joint_states' and robot '{robot.name}' has no states; use 'timer'")
+        raise ConfigError(f"chunk_executor_node: robot '{robot.name}' has no joint states to trigger; use 'timer'")
 
 
 def main(args: list[str] | None = None) -> int:

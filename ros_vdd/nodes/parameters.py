@@ -47,9 +47,9 @@ def _declare(node: Node, parameter: Parameter) -> bool | int | float | str:
     try:
         value = node.declare_parameter(parameter.name, parameter.default, _descriptor(parameter)).value
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-        raise ConfigError(f"{node.get_name()}: parameter '{parameter.name}' ({_expected(parameter)}): {error}") from error
+        raise ConfigError(f"{_whose(node, parameter)} ({_expected(parameter)}): {error}") from error
     if parameter.choices and value not in parameter.choices:
-        raise ConfigError(f"{node.get_name()}: parameter '{parameter.name}' is '{value}'; {suggest(value, parameter.choices)}")
+        raise ConfigError(f"{_whose(node, parameter)} is '{value}'; {suggest(value, parameter.choices)}")
     return value
 
 
@@ -63,6 +63,10 @@ def _descriptor(parameter: Parameter) -> ParameterDescriptor:
         limits = kind(from_value=number(parameter.lowest), to_value=number(parameter.highest))
         setattr(descriptor, "floating_point_range" if number is float else "integer_range", [limits])
     return descriptor
+
+
+def _whose(node: Node, parameter: Parameter) -> str:
+    return f"{node.get_name()}: parameter '{parameter.name}'"
 
 
 def _expected(parameter: Parameter) -> str:

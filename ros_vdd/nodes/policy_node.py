@@ -37,10 +37,10 @@ PARAMETERS = (
     Parameter("policy", "", "policy folder: a path, or the name of a shipped one"),
     Parameter("robot", "", "robot file: a path, or the name of a shipped one; empty for the policy's own"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
-    Parameter("choice", "argmax", "which expert acts: the likeliest, or one drawn by the gate", choices=("argmax", "sample")),
+    Parameter("choice", "argmax", "which expert acts: the likeliest, or one drawn", choices=("argmax", "sample")),
     Parameter("seed", 0, "of everything drawn at random; set again by ~/reset", 0, 2**31 - 1),
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
-    Parameter("equal_stamps", False, "use only ticks at which every stream has a sample with the same stamp (lock-step)"),
+    Parameter("equal_stamps", False, "lock-step: use only ticks at which every stream has the same stamp"),
 )
 STATUS_PERIOD_S = 0.1
 
@@ -218,7 +218,9 @@ def _blank(bundle: Bundle) -> dict[str, np.ndarray]:
 
 def _replan_steps(asked: int, bundle: Bundle) -> int:
     if asked > bundle.horizon:
-        raise ConfigError(f"policy_node: parameter 'replan_steps' is {asked}; a chunk of this policy ends after {bundle.horizon}")
+        raise ConfigError(
+            f"policy_node: parameter 'replan_steps' is {asked}; this policy's chunks have {bundle.horizon}"
+        )
     return asked or bundle.n_action_steps
 
 

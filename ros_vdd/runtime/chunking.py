@@ -39,7 +39,7 @@ class ActionChunk:
         return self.actions[(now_ns - self.stamp_ns) // self.dt_ns]
 
     def linear(self, now_ns: int) -> np.ndarray:
-        """Return the point at `now_ns` on the lines between trajectory points; before the first point, that point; (A,)."""
+        """Return the point on the lines between trajectory points at `now_ns`; before the first one, that one; (A,)."""
         step, within_ns = divmod(now_ns - self.stamp_ns, self.dt_ns)
         start, end = self.actions[max(step - 1, 0)], self.actions[step]
         return start + (end - start) * (within_ns / self.dt_ns)
@@ -57,13 +57,12 @@ def read_chunk(msg, dt_ns: int) -> ActionChunk | Refusal:
     lengths = {len(point.positions) for point in msg.points}
     if lengths != {len(msg.joint_names)}:
         given = ", ".join(map(str, sorted(lengths)))
-        return Refusal(Reason.WRONG_SHAPE, f"{len(msg.joint_names)} joints are named and the points have {given} positions")
+        return Refusal(Reason.WRONG_SHAPE, f"{len(msg.joint_names)} joints, but points of {given} positions")
     for k, point in enumerate(msg.points):
         at_ns = _nanoseconds(point.time_from_start)
         if at_ns != (k + 1) * dt_ns:
-            return Refusal(
-                Reason.WRONG_TIMING, f"point {k} stands at {at_ns / 1e9} s; the robot file asks for {(k + 1) * dt_ns / 1e9} s"
-            )
+            expected = f"the robot file asks for {(k + 1) * dt_ns / 1e9} s"
+            return Refusal(Reason.WRONG_TIMING, f"point {k} stands at {at_ns / 1e9} s; {expected}")
     actions = np.array([point.positions for point in msg.points], dtype=np.float64)
     return ActionChunk(_nanoseconds(msg.header.stamp), dt_ns, tuple(msg.joint_names), actions)
 

@@ -73,7 +73,7 @@ class Commander:
         self._refused = None
 
     def awaits_chunk(self, now_ns: int) -> bool:
-        """Whether no chunk covers `now_ns` though none was refused; a lock-step robot then waits instead of stopping."""
+        """Whether no chunk covers `now_ns` though none was refused; in lock-step one then waits instead of stopping."""
         return self._refused is None and isinstance(self._buffer.at(now_ns), Refusal)
 
     def command(self, now_ns: int, measured: np.ndarray | None) -> Command:
@@ -97,7 +97,8 @@ class Commander:
 
     def _check(self, chunk: ActionChunk) -> ActionChunk | Refusal:
         if chunk.dt_ns != self._dt_ns:
-            return Refusal(Reason.WRONG_TIMING, f"dt is {chunk.dt_ns / 1e9} s; the robot file asks for {self._dt_ns / 1e9} s")
+            expected = f"the robot file asks for {self._dt_ns / 1e9} s"
+            return Refusal(Reason.WRONG_TIMING, f"dt is {chunk.dt_ns / 1e9} s; {expected}")
         return self.gate.check(chunk)
 
     def _advance(self, now_ns: int) -> int:
@@ -117,5 +118,5 @@ class Commander:
         if self._safe.kind == "position":
             return Command(np.asarray(self._safe.positions, dtype=np.float64), refusal)
         if measured is None:  # holding needs to know where; an old or invented position would be a motion
-            return Command(None, Refusal(refusal.code, f"{refusal.detail}; there is no fresh measured position to hold"))
+            return Command(None, Refusal(refusal.code, f"{refusal.detail}; no fresh measured position to hold"))
         return Command(measured, refusal)

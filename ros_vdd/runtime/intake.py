@@ -93,8 +93,8 @@ class Intake:
         silent_s = (now_ns - self._accepted_ns) / 1e9
         if silent_s <= self.spec.max_age_s:
             return None
-        limit = f"limit {self.spec.max_age_s:g} s"
-        return self._not_ready(Reason.STALE, f"{self.name}: topic '{self.spec.topic}' silent for {silent_s:.3g} s, {limit}")
+        silent = f"silent for {silent_s:.3g} s, limit {self.spec.max_age_s:g} s"
+        return self._not_ready(Reason.STALE, f"{self.name}: topic '{self.spec.topic}' {silent}")
 
     def forget_refusal(self) -> None:
         """Note that the stream is good again: a refusal before now explains no later gap."""
@@ -106,7 +106,8 @@ class Intake:
 
     def _not_ready(self, code: Reason, detail: str) -> NotReady:
         if self._refusal is not None:
-            return NotReady(Reason.REFUSED_MESSAGE, self.name, f"{self.name}: {self._refusal} (topic '{self.spec.topic}')")
+            refused = f"{self.name}: {self._refusal} (topic '{self.spec.topic}')"
+            return NotReady(Reason.REFUSED_MESSAGE, self.name, refused)
         return NotReady(code, self.name, detail)
 
     def _stamp(self, message: Any, receive_ns: int) -> int:
@@ -114,7 +115,9 @@ class Intake:
             return receive_ns
         stamp = stamp_ns(message)
         if stamp is None:
-            raise StreamError("the header stamp is zero; have the driver set it, or write stamp: receive in the robot file")
+            raise StreamError(
+                "the header's stamp is zero; have the driver set it, or choose stamp: receive in the robot file"
+            )
         return stamp
 
 

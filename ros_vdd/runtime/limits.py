@@ -93,6 +93,6 @@ class SafetyGate:
         if beyond.any():
             step, joint = np.argwhere(beyond)[0]
             bounds = f"[{self._lower[joint]:g}, {self._upper[joint]:g}] with a margin of {self._slack[joint]:g}"
-            name = self._joints[joint]
-            return Refusal(Reason.OUT_OF_LIMITS, f"action {step} of '{name}' is {actions[step, joint]:g}, outside {bounds}")
+            given = f"action {step} of '{self._joints[joint]}' is {actions[step, joint]:g}"
+            return Refusal(Reason.OUT_OF_LIMITS, f"{given}, outside {bounds}")
         return None

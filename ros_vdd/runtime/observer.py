@@ -116,10 +116,10 @@ class Observer:
         return tick_ns is not None and all(isinstance(intake.at(tick_ns), Sample) for intake in self.intakes)
 
     def _arrays(self, samples: Mapping[str, list[Sample]]) -> dict[str, np.ndarray]:
-        arrays = {name: np.stack([s.value for s in found]) for name, found in samples.items() if name.startswith("images.")}
+        stacked = {name: np.stack([sample.value for sample in found]) for name, found in samples.items()}
+        arrays = {camera.name: stacked[camera.name] for camera in self._cameras.values()}
         if self._states:
-            columns = [np.stack([s.value for s in samples[intake.name]]) for intake in self._states.values()]
-            arrays["state"] = np.concatenate(columns, axis=1)
+            arrays["state"] = np.concatenate([stacked[state.name] for state in self._states.values()], axis=1)
         return arrays
 
 

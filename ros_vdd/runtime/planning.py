@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From messages to checked chunks: when to plan anew, one observation in the works, and why nothing comes out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ros_vdd.runtime.chunking import ActionChunk
+from ros_vdd.runtime.inference import InferenceThread, PolicyRunner, Prediction
+from ros_vdd.runtime.intake import NotReady
+from ros_vdd.runtime.limits import SafetyGate
+from ros_vdd.runtime.observer import Observer
+from ros_vdd.runtime.reasons import Reason, Refusal
+from ros_vdd.streams.spec import RobotSpec
+
+
+class Plan(NamedTuple):
+    """A chunk that passed the gate, what it was made of, and when the message that asked for it was received."""
+
+    chunk: ActionChunk
+    prediction: Prediction
+    received_s: float
+
+
+class _Job(NamedTuple):
+    """One observation on its way through the inference thread."""
+
+    arrays: Mapping[str, np.ndarray]
+    stamp_ns: int
+    epoch: int  # how often reset() had been called
+    received_s: float
+
+
+class Planner:
+    """An `Observer` before and a `PolicyRunner` behind a one-slot mailbox.
+
+    Everything public is called from the thread that receives; `publish` is called from the inference thread.
+
+    Args:
+        robot: streams, action and limits
+        observer: takes the messages
+        runner: the policy; used by the inference thread only
+        seed: given to the runner again by `reset`
+        replan_steps: policy periods from one plan to the next
+        publish: takes each plan, in the order of their stamps
+        mailbox: the inference thread
+    """
+
+    def __init__(
+        self,
+        robot: RobotSpec,
+        observer: Observer,
+        runner: PolicyRunner,
+        seed: int,
+        replan_steps: int,
+        publish: Callable[[Plan], None],
+        mailbox: type[InferenceThread] = InferenceThread,
+    ):
+        self._robot, self._runner, self._seed, self._publish = robot, runner, seed, publish
+        self._replan_ns = round((replan_steps - 0.25) * robot.dt_ns)  # stamps of cameras jitter
+        self._not_ready: NotReady | None = None
+        self._failure: Refusal | None = None  # why the newest prediction became no plan
+        self._asked_ns: int | None = None  # tick of the newest observation handed over
+        self._epoch, self._epoch_lock, self._reseed = 0, threading.Lock(), threading.Event()
+        self.observer, self.gate = observer, SafetyGate(robot)
+        self._mailbox = mailbox(self._predict, self._check, self._fail)
+
+    @property
+    def replaced(self) -> int:
+        """How many observations gave way to a newer one before they were begun."""
+        return self._mailbox.replaced
+
+    def push_image(self, camera: str, message: Any, receive_ns: int, received_s: float) -> None:
+        """Take an image, and plan if it is time; `received_s` is handed on to the plan."""
+        if self.observer.push_image(camera, message, receive_ns):
+            self._ask(received_s)
+
+    def push_joint_state(self, stream: str, message: Any, receive_ns: int, received_s: float) -> None:
+        """Take a joint state, and plan if it is time; `received_s` is handed on to the plan."""
+        if self.observer.push_joint_state(stream, message, receive_ns):
+            self._ask(received_s)
+
+    def reset(self) -> None:
+        """Begin anew: forget the history, drop what is being predicted, seed again."""
+        with self._epoch_lock:
+            self._epoch += 1
+        self.observer.reset()
+        self._asked_ns = self._not_ready = self._failure = None
+        self._reseed.set()
+
+    def problem(self, now_ns: int) -> NotReady | None:
+        """Return why no plan can be made now, or why the newest one was refused; None while all is well."""
+        missing = self.observer.silence(now_ns) or self._not_ready
+        failure = self._failure
+        return missing or (failure and NotReady(failure.code, "policy", failure.detail))
+
+    def stop(self) -> None:
+        """End the inference thread; nothing is published afterwards."""
+        with self._epoch_lock:
+            self._epoch += 1
+        self._mailbox.stop()
+
+    def _ask(self, received_s: float) -> None:
+        tick_ns = self.observer.tick_ns
+        if tick_ns is None or not self._due(tick_ns):
+            return
+        observation = self.observer.snapshot(tick_ns)
+        if isinstance(observation, NotReady):
+            self._not_ready = observation
+            return
+        self._not_ready, self._asked_ns = None, tick_ns
+        self._mailbox.submit(_Job(observation.arrays, tick_ns, self._epoch, received_s))
+
+    def _due(self, tick_ns: int) -> bool:
+        last_ns = self._asked_ns
+        return last_ns is None or tick_ns < last_ns or tick_ns - last_ns >= self._replan_ns
+
+    def _predict(self, job: _Job) -> Prediction:
+        if self._reseed.is_set():
+            self._reseed.clear()
+            self._runner.reset(self._seed)
+        return self._runner.act(job.arrays)
+
+    def _check(self, job: _Job, prediction: Prediction) -> None:
+        """Publish a prediction, unless the gate refuses it or `reset` was called since the observation."""
+        chunk = ActionChunk(job.stamp_ns, self._robot.dt_ns, self._robot.action.joints, prediction.actions)
+        checked = self.gate.check(chunk)
+        with self._epoch_lock:
+            if job.epoch != self._epoch:
+                return
+            if isinstance(checked, Refusal):
+                self._give_up(checked)
+                return
+            self._failure = None
+            self._publish(Plan(checked, prediction, job.received_s))
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        self._give_up(Refusal(Reason.INFERENCE_FAILED, f"{type(error).__name__}: {error}"))
+
+    def _give_up(self, failure: Refusal) -> None:
+        self._failure = failure
+        self._asked_ns = None  # the next tick is tried, not only the one at which a plan would be due

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Variational Diffusion Distillation: a mixture learns a diffusion teacher through the teacher's score alone.
 
-For each expert z, with a = mu_z + std_z n and sg = stop-gradient:
+For each expert z, with a = mu_z + std_z n, D numbers in a chunk and sg = stop-gradient:
 
-    L_experts = -mean_z sg[q(z|s)] ( sg[g(a, s)]^T a + ln q~(z|a,s) + H(q(.|s,z)) )      g = (D(a; s, sigma) - a) / sigma^2
+    L_experts = -1/D sum_z sg[q(z|s)] ( sg[g(a, s)]^T a + ln q~(z|a,s) + H(q(.|s,z)) )      g = (D(a; s, sigma) - a) / sigma^2
     L_gate    = -sum_z sg[q~(z|a*,s)] ln q(z|s)                                          a* a recorded chunk
     ln q~(z|a,s) = l_z - logsumexp_j l_j                                                 parameters inside q~ are detached
 
@@ -75,7 +75,7 @@ class Method:
         return {**figures, "action_rmse": best_expert_rmse(self.policy, batch)}
 
     def _experts(self, mixture: Mixture, condition: Tensor, generator: torch.Generator) -> Tensor:
-        """Return L_experts a number of the chunk; samples have shape (B, K, V, D)."""
+        """Return L_experts; samples have shape (B, K, V, D)."""
         batch, experts, size = mixture.means.shape
         shape = (batch, experts, self.options.samples, size)
         sigma = log_uniform_sigmas(batch, self.options.sigma_min, self.options.sigma_max, generator)

@@ -74,8 +74,9 @@ def test_a_small_overshoot_is_clamped_and_counted():
     assert gate.clamped == 1
 
 
-def test_an_overshoot_beyond_the_margin_refuses_the_chunk():
-    assert SafetyGate(robot(), margin=0.05).check(chunk([[1.11, 0.0]])).code is Reason.OUT_OF_LIMITS
+@pytest.mark.parametrize("action", [(1.11, 0.0), (-1.11, 0.0), (0.0, 2.21), (0.0, -2.21)])
+def test_an_overshoot_beyond_the_margin_refuses_the_chunk(action):
+    assert SafetyGate(robot(), margin=0.05).check(chunk([action])).code is Reason.OUT_OF_LIMITS
 
 
 def test_the_callers_actions_stay_untouched():

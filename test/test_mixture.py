@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mixture: densities and responsibilities against float64, padding that counts for nothing, a gate that only looks on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training stack needs torch")
+
+import toy  # noqa: E402
+from ros_vdd.config import build  # noqa: E402
+from ros_vdd.errors import ConfigError  # noqa: E402
+from ros_vdd.policies.mixture import MixtureConfig, MixturePolicy, expert_log_probs, responsibilities  # noqa: E402
+
+
+def draw(size, batch=16, experts=4, seed=0):
+    """Return chunks, means, stds and log-gate whose experts lie near enough to compete."""
+    rng = np.random.default_rng([seed, size])
+    means = rng.normal(size=(batch, experts, size)) / np.sqrt(size)
+    stds = rng.uniform(0.5, 1.5, (batch, experts, 1)) * np.ones(size)
+    logits = rng.normal(size=(batch, experts))
+    log_gate = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    chunk = means[:, :1] + stds[:, :1] * rng.normal(size=(batch, 1, size))
+    return chunk, means, stds, log_gate
+
+
+def brute_force(chunk, means, stds, log_gate):
+    """Responsibilities by numpy in float64, each density formed as a product's logarithm."""
+    joint = log_gate - (((chunk - means) / stds) ** 2 / 2 + np.log(stds * np.sqrt(2 * np.pi))).sum(axis=2)
+    weights = np.exp(joint - joint.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def shares(chunk, means, stds, log_gate):
+    chunk, means, stds, log_gate = (torch.from_numpy(a).float() for a in (chunk, means, stds, log_gate))
+    return responsibilities(log_gate, expert_log_probs(chunk, means, stds)).exp().numpy()
+
+
+@pytest.mark.parametrize("size", [2, 14, 56, 112])
+def test_responsibilities_are_those_of_float64(size):
+    drawn = draw(size)
+    np.testing.assert_allclose(shares(*drawn), brute_force(*drawn), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 14, 56, 112])
+def test_responsibilities_hold_where_every_density_underflows(size):
+    _, means, _, log_gate = draw(size)
+    means, stds = 0.02 * means, np.full_like(means, 0.25)
+    chunk = np.full((16, 1, size), np.sqrt(2 * (110 + size * np.log(4 / np.sqrt(2 * np.pi))) / size) / 4)
+    rounded = [a.astype(np.float32).astype(np.float64) for a in (chunk, means, stds, log_gate)]
+    densities = expert_log_probs(*(torch.from_numpy(a).float() for a in rounded[:3])).exp()
+    assert not densities.any(), "float32 can't hold these densities"
+    expected = brute_force(*rounded)
+    assert 0.2 < expected.max(axis=1).mean() < 0.99, "the experts compete"
+    np.testing.assert_allclose(shares(*rounded), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 14, 112])
+def test_expert_log_probs_are_those_of_torch_distributions(size):
+    chunk, means, stds, _ = (torch.from_numpy(a) for a in draw(size))
+    normal = torch.distributions.Independent(torch.distributions.Normal(means, stds), 1)
+    torch.testing.assert_close(expert_log_probs(chunk, means, stds), normal.log_prob(chunk), rtol=1e-12, atol=1e-10)
+
+
+def test_responsibilities_ignore_shifted_logits():
+    chunk, means, stds, log_gate = draw(14)
+    np.testing.assert_allclose(shares(chunk, means, stds, log_gate + 5.0), shares(chunk, means, stds, log_gate), rtol=0, atol=1e-5)
+
+
+def test_gating_ignores_shifted_logits():
+    policy, condition = toy.network("mixture"), torch.randn(3, 4)
+    before = policy.mixture(condition).log_gate
+    with torch.no_grad():
+        policy.gate[-1].bias.add_(7.0)
+    torch.testing.assert_close(policy.mixture(condition).log_gate, before, rtol=0, atol=1e-5)
+    torch.testing.assert_close(before.exp().sum(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("padding", [0.0, -7.5, 1e6])
+def test_masked_numbers_count_for_nothing(padding):
+    chunk, means, stds, _ = (torch.from_numpy(a) for a in draw(14))
+    mask = torch.ones(16, 1, 14, dtype=torch.float64)
+    mask[:, :, 9:] = 0
+    padded = torch.where(mask.bool(), chunk, padding)
+    expected = expert_log_probs(chunk[..., :9], means[..., :9], stds[..., :9])
+    torch.testing.assert_close(expert_log_probs(padded, means, stds, mask), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gate_trains_no_parameter_of_the_trunk():
+    policy = toy.network("mixture")
+    policy.mixture(torch.randn(3, 4)).log_gate[:, 0].sum().backward()
+    touched = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
+    assert touched == {"gate"}
+
+
+def test_the_experts_dont_train_the_gate():
+    policy = toy.network("mixture")
+    mixture = policy.mixture(torch.randn(3, 4))
+    (mixture.means.sum() + mixture.stds.sum()).backward()
+    touched = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
+    assert touched == {"trunk", "mean_head", "std_head"}
+
+
+def test_what_the_robot_runs_is_the_mixture_that_was_trained():
+    policy = toy.network("mixture")
+    state = {"state": torch.randn(3, 2, 2)}
+    mixture = policy.mixture(policy.condition(state))
+    means, log_gate = policy(state)
+    assert torch.equal(means, policy.to_chunk(mixture.means))
+    assert torch.equal(log_gate, mixture.log_gate)
+    assert means.shape == (3, 2, 4, 2)
+
+
+def test_experts_start_equally_likely_apart_and_as_wide_as_configured():
+    torch.manual_seed(0)
+    config = build(MixtureConfig, {**toy.NETWORKS["mixture"], "initial_std": 0.2})
+    mixture = MixturePolicy(toy.BLIND, config).mixture(torch.randn(3, 4))
+    torch.testing.assert_close(mixture.log_gate.exp(), torch.full((3, 2), 0.5))
+    torch.testing.assert_close(mixture.stds, torch.full_like(mixture.stds, 0.2))
+    assert (mixture.means[:, 0] - mixture.means[:, 1]).abs().max() > 0.05
+    poses = mixture.means.reshape(3, 2, 4, 2)
+    assert torch.equal(poses, poses[:1, :, :1].expand_as(poses)), "an expert starts as one constant pose"
+
+
+def test_no_expert_is_narrower_than_the_configured_least():
+    policy = toy.network("mixture")
+    with torch.no_grad():
+        policy.std_head.bias.fill_(-1e4)
+    stds = policy.mixture(torch.randn(3, 4)).stds
+    assert (stds >= policy.config.min_std).all() and (stds < policy.config.min_std * 1.001).all()
+
+
+@pytest.mark.parametrize("wrong", [{"experts": 0}, {"min_std": 0.5}, {"n_action_steps": 9}])
+def test_sizes_without_meaning_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        build(MixtureConfig, {**toy.NETWORKS["mixture"], **wrong})

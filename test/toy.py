@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Robots, episode stores, training configurations and policy folders that are small enough to train in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ros_vdd import bundle
+from ros_vdd.data.episodes import EpisodeStore, EpisodeWriter
+from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
+
+SIDE = 16
+_BLIND = {
+    "name": "toy",
+    "rate_hz": 10.0,
+    "cameras": {},
+    "states": {"arm": {"topic": "joint_states", "joints": ["a", "b"], "unit": "rad", "max_age_s": 0.5}},
+    "action": {
+        "topic": "command",
+        "joints": ["a", "b"],
+        "unit": "rad",
+        "lower": [-3.0, -3.0],
+        "upper": [3.0, 3.0],
+        "command_rate_hz": 50.0,
+    },
+    "safe_action": {"kind": "hold", "stale_chunk_s": 0.4},
+}
+_CAMERA = {"topic": "camera", "width": SIDE, "height": SIDE, "max_age_s": 0.5}
+BLIND: RobotSpec = robot_from_mapping(_BLIND)
+SEEING: RobotSpec = robot_from_mapping({**_BLIND, "cameras": {"top": _CAMERA}})
+
+SIZES = {"n_obs_steps": 2, "horizon": 4, "n_action_steps": 2, "vision": {"features": 2, "channels": [4, 8], "hidden": 8}}
+NETWORKS = {
+    "diffusion": {**SIZES, "width": 16, "depth": 1, "sampler": {"steps": 3, "solver": "heun"}},
+    "mixture": {**SIZES, "experts": 2, "width": 16, "depth": 1, "gate_width": 8},
+    "encoder": SIZES,
+}
+TARGETS = [{"array": "extra.light", "columns": [0, 1], "low": 0.0, "high": 255.0}]
+OPTIONS = {"regression": {"targets": TARGETS}}
+"""What a method can't default; one that isn't named here is trained with its defaults."""
+
+
+def arrays(robot: RobotSpec, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return an episode that drifts to one of two sides; the picture's left and right half say how bright they are."""
+    side = rng.choice([-1.0, 1.0])
+    state = np.cumsum(rng.normal(0.05 * side, 0.02, (length, robot.state_size)), axis=0).astype(np.float32)
+    light = rng.integers(0, 256, (length, 2))
+    made = {
+        "state": state,
+        "action": (state + 0.1 * side).astype(np.float32),
+        "stamp_ns": np.arange(length, dtype=np.int64) * robot.dt_ns,
+        "extra.light": light.astype(np.float32),
+    }
+    if robot.cameras:
+        halves = np.repeat(light, SIDE // 2, axis=1).astype(np.uint8)  # (N, W)
+        made["images.top"] = np.broadcast_to(halves[:, None, :, None], (length, SIDE, SIDE, 3)).copy()
+    return made
+
+
+def store(root: Path, robot: RobotSpec = BLIND, lengths: tuple[int, ...] = (9, 12, 7, 10), seed: int = 0) -> EpisodeStore:
+    """Write a store with an episode of each length."""
+    writer, rng = EpisodeWriter(root, robot), np.random.default_rng(seed)
+    for length in lengths:
+        writer.add(arrays(robot, length, rng), {"source": "toy"})
+    return EpisodeStore(root)
+
+
+def config(method: str, kind: str, data: Path, loop: dict | None = None, **fields) -> dict:
+    """Return a training configuration as plain values."""
+    few = {"batch_size": 8, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 2, "validate_every": 3, "validation_batches": 1}
+    return {
+        "name": f"toy_{method}",
+        "method": method,
+        "data": str(data),
+        "policy": NETWORKS[kind],
+        "options": OPTIONS.get(method, {}),
+        "loop": {"steps": 6, **few, **(loop or {})},
+        "validation_fraction": 0.25,
+        **fields,
+    }
+
+
+def network(kind: str, robot: RobotSpec = BLIND, seed: int = 0):
+    """Return an untrained policy whose every parameter is random and whose normaliser isn't the identity."""
+    import torch
+
+    from ros_vdd import policies
+    from ros_vdd.config import build
+
+    torch.manual_seed(seed)
+    make, configuration = policies.KINDS[kind]
+    policy = make(robot, build(configuration, NETWORKS[kind])).eval()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    policy.action_normalizer.fit(np.array([[-1.0, -2.0], [1.0, 2.5]]))
+    policy.state_normalizer.fit(np.array([[-0.5, 0.0], [1.5, 2.0]]))
+    return policy
+
+
+def policy(path: Path, kind: str, robot: RobotSpec = BLIND, seed: int = 0) -> bundle.Bundle:
+    """Write the folder of an untrained policy, and return it opened."""
+    from safetensors.torch import save
+
+    from ros_vdd import policies
+
+    made = network(kind, robot, seed)
+    return bundle.write(path, policies.manifest(made, f"toy_{kind}"), {bundle.WEIGHTS: save(made.state_dict())})
+
+
+def observation(robot: RobotSpec, n_obs_steps: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return a random observation without batch axis."""
+    rng, shapes = np.random.default_rng(seed), robot.observation_shapes()
+    made = {"state": rng.uniform(-1, 1, (n_obs_steps, *shapes["state"])).astype(np.float32)}
+    for name in shapes.keys() - {"state"}:
+        made[name] = rng.integers(0, 256, (n_obs_steps, *shapes[name]), dtype=np.uint8)
+    return made

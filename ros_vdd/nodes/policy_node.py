@@ -49,7 +49,6 @@ class PolicyNode(Node):
 
     def __init__(self, **options: Any):
         super().__init__("policy_node", **options)
-        self._planner: Planner | None = None
         parameters = declare(self, PARAMETERS)
         bundle, self._robot = _open_policy(parameters.policy, parameters.robot)
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
@@ -69,9 +68,8 @@ class PolicyNode(Node):
         self.create_timer(1.0, self._diagnose, clock=steady)
 
     def destroy_node(self) -> None:
-        """End the inference thread, then the node; rclpy also destroys a node whose constructor refused."""
-        if self._planner is not None:
-            self._planner.stop()
+        """End the inference thread, then the node."""
+        self._planner.stop()
         super().destroy_node()
 
     def _subscribe(self) -> None:

@@ -33,8 +33,7 @@ def run(factory: Callable[[], Node], args: list[str] | None = None) -> int:
         node = factory()
     except RosVddError as error:
         print(f"refused to start: {error}", file=sys.stderr, flush=True)
-        _shutdown()
-        return 1
+        return 1  # the process ends; shutting rclpy down would call destroy_node() of a node that was never finished
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
@@ -47,7 +46,8 @@ def run(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     finally:
         executor.shutdown()
         node.destroy_node()
-        _shutdown()
+        if rclpy.ok():  # not after a signal; `try_shutdown` isn't public in Humble
+            rclpy.shutdown()
     return 0
 
 
@@ -58,9 +58,3 @@ def publish(node: Node, publisher: Publisher, message: Any) -> None:
     except Exception:  # RCLError isn't public
         if node.context.ok():
             raise
-
-
-def _shutdown() -> None:
-    """Shut rclpy down unless a signal has done so; Humble's `try_shutdown` isn't public."""
-    if rclpy.ok():
-        rclpy.shutdown()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -20,8 +21,9 @@ def save(path: Path, step: int, run: str, module: nn.Module, average: dict[str, 
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
     partial = path.with_suffix(".partial")
-    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, str(partial), {"step": str(step), "run": run})
+    save_file(tensors, str(partial), {"step": str(step), "run": run, "sha256": _sha256(tensors, step)})
     with partial.open("rb") as stream:
         os.fsync(stream.fileno())
     os.replace(partial, path)
@@ -44,6 +46,9 @@ def load(path: Path, run: str, module: nn.Module, average: dict[str, Tensor], op
             tensors = {k: stored.get_tensor(k) for k in stored.keys()}
     except (SafetensorError, OSError) as error:
         raise DataError(f"checkpoint '{path}' can't be read ({error}); delete it to start over") from error
+    step = metadata.get("step", "")
+    if metadata.get("sha256") != _sha256(tensors, step):
+        raise DataError(f"checkpoint '{path}' is damaged: its sha256 is not the recorded one; delete it to start over")
     module.load_state_dict(_below(tensors, "module."))
     average.update(_below(tensors, "average."))
     state: dict[int, dict[str, Tensor]] = {}
@@ -51,7 +56,16 @@ def load(path: Path, run: str, module: nn.Module, average: dict[str, Tensor], op
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"])
+    return int(step)
+
+
+def _sha256(tensors: dict[str, Tensor], step: int | str) -> str:
+    """Return a digest of all that a training continues from; safetensors itself checks sizes only."""
+    digest = hashlib.sha256(str(step).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -78,5 +78,7 @@ class TrainConfig:
     validation_fraction: float = 0.05
 
     def __post_init__(self):
+        if self.seed < 0:
+            raise ConfigError(f"'seed' is {self.seed}; expected 0 or more")
         if not 0 <= self.validation_fraction < 1:
             raise ConfigError(f"'validation_fraction' is {self.validation_fraction}; expected 0 up to below 1")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 
@@ -40,12 +41,17 @@ class Logs:
 
 
 def _truncate(path: Path, step: int) -> None:
+    """Keep the rows up to a step; a file without any is removed, since another configuration may have chosen its columns."""
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.reader(stream))
-    kept = rows[:1] + [row for row in rows[1:] if row and int(row[0]) <= step]
-    if len(kept) < len(rows):
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows(kept)
+    kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= step]
+    if not kept:
+        path.unlink()
+        return
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([rows[0], *kept])
+    os.replace(partial, path)
 
 
 def _tensorboard(folder: Path, step: int):

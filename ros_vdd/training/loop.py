@@ -53,7 +53,7 @@ class Loop:
         """Train to the last step, from the checkpoint in the folder if there is one; return the policy with averaged weights.
 
         Raises:
-            RosVddError: the loss isn't finite, or the checkpoint isn't usable.
+            RosVddError: the loss or its gradient isn't finite, or the checkpoint isn't usable.
         """
         from tqdm import tqdm
 
@@ -76,6 +76,8 @@ class Loop:
             if done % config.checkpoint_every == 0 or done == config.steps:
                 checkpoint.save(path, done, self.run_name, self.policy, self.average, self.optimizer)
         logs.close()
+        if self.validation is not None and not self.last_validation:  # killed after the last checkpoint
+            self.last_validation = self.validate()
         self.use_average()
         return self.policy
 
@@ -85,18 +87,20 @@ class Loop:
         self.policy.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss, figures = self.method.loss(self.data.batch(indices), generator, step / self.config.steps)
-        if not math.isfinite(figures["loss"]):
-            raise RosVddError(
-                f"step {step}: the loss is {figures['loss']}; lower loop.learning_rate, or look at {self.folder / 'train.csv'}"
-            )
+        self._require_finite(step, "loss", figures["loss"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.trained, self.config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.config.clip_norm)
+        self._require_finite(step, "gradient norm", norm.item())
         self.optimizer.step()
         self._average(step)
         return figures
+
+    def _require_finite(self, step: int, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise RosVddError(f"step {step}: the {what} is {value}; lower loop.learning_rate, or look at {self.folder / 'train.csv'}")
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

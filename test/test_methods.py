@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method of the folder: its loss falls, its teacher stays, its seed decides all. Then what single methods compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training stack needs torch")
+
+import toy  # noqa: E402
+from ros_vdd import methods, policies  # noqa: E402
+from ros_vdd.bundle import Bundle  # noqa: E402
+from ros_vdd.config import build  # noqa: E402
+from ros_vdd.data.dataset import Windows  # noqa: E402
+from ros_vdd.data.frames import LabelledFrames, Target  # noqa: E402
+from ros_vdd.errors import ConfigError, DataError, PolicyError  # noqa: E402
+from ros_vdd.methods import em, regression, score_matching  # noqa: E402
+from ros_vdd.offline.training_run import TrainingRun  # noqa: E402
+from ros_vdd.training.config import TrainConfig  # noqa: E402
+
+SLOW = {"learning_rate": 3e-3, "validate_every": 1000, "checkpoint_every": 1000, "batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory):
+    return toy.store(tmp_path_factory.mktemp("blind") / "store")
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    return toy.store(tmp_path_factory.mktemp("seeing") / "store", toy.SEEING)
+
+
+@pytest.fixture(scope="module")
+def teacher(blind, tmp_path_factory):
+    """The folder of a teacher that saw a few batches."""
+    values = toy.config("score_matching", "diffusion", blind.root, {**SLOW, "steps": 60})
+    return TrainingRun(build(TrainConfig, values), str(tmp_path_factory.mktemp("teacher") / "policy"), progress=False).run()
+
+
+@pytest.fixture
+def configured(blind, seeing, teacher):
+    """Return a function that gives the configuration of any method on a toy store that suits it."""
+
+    def make(name, loop=None, **fields):
+        module = methods.find(name)
+        data = seeing if module.KIND == "encoder" else blind
+        given = {"teacher": str(teacher.path)} if module.NEEDS_TEACHER else {}
+        return build(TrainConfig, toy.config(name, module.KIND, data.root, loop, **given, **fields))
+
+    return make
+
+
+def train(config, out):
+    return TrainingRun(config, str(out), progress=False).run()
+
+
+def weights(bundle):
+    return bundle.file("weights.safetensors").read_bytes()
+
+
+def column(path, name):
+    header, *rows = [line.split(",") for line in path.read_text().split()]
+    return np.array([float(row[header.index(name)]) for row in rows])
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_loss_falls(name, configured, tmp_path):
+    train(configured(name, {**SLOW, "steps": 200, "log_every": 10}), tmp_path / "policy")
+    loss = column(tmp_path / "policy.training" / "train.csv", "loss")
+    assert np.mean(loss[-5:]) < np.mean(loss[:2])
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if methods.find(n).NEEDS_TEACHER])
+def test_the_teacher_stays_as_it_was(name, configured, teacher, tmp_path):
+    run = TrainingRun(configured(name), str(tmp_path / "policy"), progress=False)
+    made, real = [], policies.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies, "load", lambda bundle: made.append(real(bundle)) or made[-1])
+        run.run()
+    fresh = policies.load(Bundle.open(teacher.path)).state_dict()
+    assert made and all(torch.equal(v, fresh[k]) for k, v in made[0].state_dict().items())
+    assert not made[0].training
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_seed_decides_every_bit_of_the_weights(name, configured, tmp_path):
+    one, same = (weights(train(configured(name, seed=3), tmp_path / n)) for n in ("one", "same"))
+    other = weights(train(configured(name, seed=4), tmp_path / "other"))
+    assert one == same
+    assert one != other
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_policy_folder_says_how_it_was_made(name, configured, tmp_path):
+    config = configured(name)
+    manifest = train(config, tmp_path / "policy").manifest
+    assert build(TrainConfig, manifest.training) == config
+    assert manifest.kind == methods.find(name).KIND
+    assert np.isfinite(manifest.provenance["validation"]["loss"])
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_declares_what_the_loop_needs(name):
+    module = methods.find(name)
+    assert module.KIND in policies.KINDS and isinstance(module.NEEDS_TEACHER, bool)
+    assert module.Options and module.Method and module.__doc__.strip()
+
+
+def test_a_wrong_name_is_told_with_the_nearest():
+    with pytest.raises(ConfigError, match="no method 'vd'.*did you mean 'vdd'"):
+        methods.find("vd")
+
+
+def test_a_dotted_name_loads_from_outside(tmp_path, monkeypatch):
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "sid.py").write_text("KIND = 'mixture'")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert methods.find("my_lab.sid").KIND == "mixture"
+    with pytest.raises(ConfigError, match="'my_lab.nothing' can't be imported"):
+        methods.find("my_lab.nothing")
+
+
+def batch_of(store, robot_kind="mixture", count=8):
+    sizes = toy.NETWORKS[robot_kind]
+    windows = Windows(store, range(len(store)), sizes["n_obs_steps"], sizes["horizon"])
+    return windows.batch(np.arange(len(windows) - count, len(windows)))  # the last ones are padded
+
+
+def test_em_has_the_gradient_of_the_likelihood(blind):
+    batch, policy = batch_of(blind), toy.network("mixture")
+    method = em.Method(em.Options(), policy)
+    method.loss(batch, None, progress=1.0)[0].backward()
+    surrogate = [p.grad.clone() for p in policy.parameters()]
+    policy.zero_grad()
+    mixture = policy.mixture(policy.condition(batch))
+    chunk, mask = policy.from_chunk(batch["actions"]), batch["mask"].repeat_interleave(2, dim=1)
+    normal = torch.distributions.Normal(mixture.means, mixture.stds).log_prob(chunk[:, None]) * mask[:, None]
+    (-(mixture.log_gate + normal.sum(2)).logsumexp(1).mean()).backward()
+    assert batch["mask"].min() == 0
+    for ours, theirs in zip(surrogate, (p.grad for p in policy.parameters())):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_ems_temperature_softens_the_start_only(blind):
+    batch, policy = batch_of(blind), toy.network("mixture")
+    exact = em.Method(em.Options(temperature=1.0), policy).loss(batch, None, 0.0)[0]
+    heated = em.Method(em.Options(temperature=30.0, anneal=0.5), policy)
+    assert heated.loss(batch, None, 0.5)[0] == exact
+    assert heated.loss(batch, None, 0.0)[0] > exact, "an even share of every expert fits worse"
+
+
+@pytest.mark.parametrize("kind, module", [("mixture", em), ("diffusion", score_matching)])
+def test_what_stands_in_padded_steps_doesnt_matter(kind, module, blind):
+    batch, policy = batch_of(blind), toy.network(kind)
+    padded = {**batch, "actions": torch.where(batch["mask"][:, :, None].bool(), batch["actions"], batch["actions"] + 0.3)}
+    if kind == "diffusion":  # the network itself sees padded numbers; only their error must not count
+        policy.denoiser.forward = lambda x, sigma, condition: torch.zeros_like(x)
+    method = module.Method(module.Options(), policy)
+    with torch.no_grad():
+        one, other = (method.loss(given, torch.Generator().manual_seed(0), 1.0)[0] for given in (batch, padded))
+    assert torch.equal(one, other)
+
+
+def test_score_matching_weighs_the_error_of_every_level_alike(blind):
+    """With F = 0 the loss is E[(c_skip y - a)^2 / c_out^2], an independent formula in float64."""
+    batch, policy = batch_of(blind), toy.network("diffusion")
+    with torch.no_grad():
+        for parameter in policy.denoiser.network.leave.parameters():
+            parameter.zero_()
+    loss, _ = score_matching.Method(score_matching.Options(), policy).loss(batch, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    log_sigma = (-1.2 + 1.2 * torch.randn(8, generator=generator)).double()
+    s = log_sigma.clamp(np.log(0.01), np.log(20.0)).exp()[:, None]
+    clean = policy.from_chunk(batch["actions"]).double()
+    noisy = clean + s * torch.randn(clean.shape, generator=generator).double()
+    skip, out = 0.25 / (s**2 + 0.25), s * 0.5 / (s**2 + 0.25).sqrt()
+    mask = batch["mask"].repeat_interleave(2, dim=1).double()
+    expected = (((skip * noisy - clean) / out) ** 2 * mask).sum() / mask.sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_regression_measures_angles_the_short_way_round():
+    targets = (Target("extra.angle", (0,), angle=True),)
+    policy = toy.network("encoder", toy.SEEING)
+    method = regression.Method(regression.Options(targets=targets), policy)
+    labels = torch.tensor([[np.cos(3.1), np.sin(3.1)]], dtype=torch.float32)
+    method.policy.forward = lambda batch: torch.tensor([[[np.cos(-3.1), np.sin(-3.1)]]], dtype=torch.float32)
+    figures = method.validate({"labels": labels}, None)
+    assert figures["error_angle_0"] == pytest.approx(2 * np.pi - 6.2, abs=1e-5)
+
+
+def test_regression_refuses_more_labels_than_features():
+    policy = toy.network("encoder", toy.SEEING)
+    with pytest.raises(ConfigError, match="features' is 2; 'options.targets' have 3"):
+        regression.Method(regression.Options(targets=(Target("a", (0, 1, 2)),)), policy)
+
+
+def test_labelled_pictures_stay_with_their_labels():
+    first = (np.zeros((3, 2, 2, 3), np.uint8), np.zeros((3, 1), np.float32))
+    second = (np.full((2, 2, 2, 3), 9, np.uint8), np.full((2, 1), 9, np.float32))
+    batch = LabelledFrames("images.top", [first, second]).batch(np.array([4, 0, 2, 3]))
+    assert batch["labels"][:, 0].tolist() == batch["images.top"][:, 0, 0, 0, 0].tolist() == [9, 0, 0, 9]
+
+
+def test_a_target_scales_columns_and_splits_angles():
+    values = np.array([[0.0, 512.0, np.pi / 2]])
+    assert Target("a", (0, 1), 0.0, 512.0).encode(values).tolist() == [[-1, 1]]
+    np.testing.assert_allclose(Target("a", (2,), angle=True).encode(values), [[0, 1]], atol=1e-7)
+    with pytest.raises(DataError, match="columns \\(3,\\)"):
+        Target("a", (3,)).encode(values)
+    with pytest.raises(ConfigError, match="counted from 0"):
+        Target("a", (-1,))
+
+
+def test_a_student_in_other_units_than_its_teacher_is_refused(configured, teacher, tmp_path):
+    other = toy.store(tmp_path / "other", seed=9)
+    start = train(build(TrainConfig, toy.config("em", "mixture", other.root)), tmp_path / "start")
+    with pytest.raises(ConfigError, match="another action_normalizer than the teacher"):
+        train(configured("vdd", start=str(start.path)), tmp_path / "student")
+
+
+def test_a_student_that_plans_further_than_its_teacher_is_refused(configured, tmp_path):
+    longer = {**toy.NETWORKS["mixture"], "horizon": 6}
+    values = configured("vdd")
+    with pytest.raises(ConfigError, match="'policy.horizon' is 6; the teacher has 4"):
+        train(type(values)(**{**vars(values), "policy": longer}), tmp_path / "student")
+
+
+def test_distillation_without_a_teacher_says_so(blind, tmp_path):
+    with pytest.raises(ConfigError, match="needs a teacher; give --teacher"):
+        TrainingRun(build(TrainConfig, toy.config("vdd", "mixture", blind.root)), str(tmp_path), progress=False)
+
+
+def test_a_teacher_of_another_robot_is_refused(seeing, teacher, tmp_path):
+    values = toy.config("vdd", "mixture", seeing.root, teacher=str(teacher.path))
+    with pytest.raises(PolicyError, match="made for another robot file.*cameras"):
+        TrainingRun(build(TrainConfig, values), str(tmp_path), progress=False)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.5}, {"anneal": 0.0}])
+def test_em_refuses_options_without_meaning(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        em.Options(**wrong)

@@ -34,13 +34,17 @@ def run(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     except RosVddError as error:
         print(f"refused to start: {error}", file=sys.stderr, flush=True)
         return 1  # the process ends; shutting rclpy down would call destroy_node() of a node that was never finished
+    except (KeyboardInterrupt, Exception):  # the signal came before the node was ready; RCLError isn't public
+        if rclpy.ok():
+            raise
+        return 0
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except Exception:  # a callback under way when the signal came finds its publishers gone; RCLError isn't public
+    except Exception:  # a callback under way when the signal came finds its publishers gone
         if rclpy.ok():
             raise
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -23,6 +25,7 @@ from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE
 from ros_vdd.nodes.parameters import Parameter, declare
 from ros_vdd.nodes.process import publish, run
 from ros_vdd.nodes.status import Status
+from ros_vdd.nodes.transport import image_problem
 from ros_vdd.runtime.inference import PolicyRunner
 from ros_vdd.runtime.observer import Observer
 from ros_vdd.runtime.planning import Plan, Planner
@@ -62,6 +65,8 @@ class PolicyNode(Node):
         observer = Observer(self._robot, bundle.n_obs_steps, parameters.equal_stamps)
         self._planner = Planner(self._robot, observer, runner, parameters.seed, replan_steps, self._publish)
         self._subscribe()
+        if problem := image_problem(self._robot, get_rmw_implementation_identifier(), os.environ):
+            self.get_logger().warning(problem)
         self.create_service(Trigger, "~/reset", self._reset)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulation that stands still is told about, too
         self.create_timer(STATUS_PERIOD_S, self._update_status, clock=steady)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the middleware has room for the cameras' images; without it they vanish and nothing says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ros_vdd.streams.spec import RobotSpec
+
+DEFAULT_SEGMENT_BYTES = 512 << 10  # shared-memory segment of Fast DDS without a profile, 2.x and 3.x
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+
+def image_problem(robot: RobotSpec, rmw: str, environment: Mapping[str, str]) -> str | None:
+    """Return a warning if raw images are larger than what Fast DDS takes by default, and no profile is set.
+
+    Args:
+        robot: its cameras
+        rmw: identifier of the middleware in use, such as "rmw_fastrtps_cpp"
+        environment: variables of this process
+    """
+    if "fastrtps" not in rmw or any(environment.get(name) for name in PROFILE_VARIABLES):
+        return None
+    raw = {name: c.width * c.height * 3 for name, c in robot.cameras.items() if c.type == "sensor_msgs/msg/Image"}
+    large = [name for name, size in raw.items() if size > DEFAULT_SEGMENT_BYTES]
+    if not large:
+        return None
+    return (
+        f"raw images of {', '.join(large)} have up to {max(raw.values())} bytes, and Fast DDS without a profile loses "
+        f"what is larger than {DEFAULT_SEGMENT_BYTES}: set {PROFILE_VARIABLES[0]} ({PROFILE_VARIABLES[1]} up to Jazzy) "
+        "to config/fastdds.xml of ros_vdd, here and for the camera driver; the launch files do it for their nodes"
+    )

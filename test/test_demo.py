@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ros_vdd import backends, bundle, envs
 from ros_vdd.config import to_plain
-from ros_vdd.errors import DataError, RosVddError
-from ros_vdd.offline import demo_drawing, demo_log
+from ros_vdd.errors import ConfigError, DataError, RosVddError
+from ros_vdd.offline import demo_drawing, demo_log, video
 from ros_vdd.offline.processes import Processes
 from ros_vdd.runtime.inference import PolicyRunner
 from ros_vdd.streams.spec import load_robot
@@ -28,15 +29,11 @@ def short_env(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "__init__.py").touch()
     (folder / "short_pusht.py").write_text(SHORT_ENV)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{demo_root()}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(bundle.__file__).parents[1]}")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "lab.short_pusht"
     sys.modules.pop("lab", None)
     sys.modules.pop("lab.short_pusht", None)
-
-
-def demo_root():
-    return bundle.__file__.rpartition("/ros_vdd/")[0]
 
 
 def write_policy(path):
@@ -176,8 +173,23 @@ def test_without_predictions_there_are_no_figures():
 def test_a_video_of_other_commands_than_those_played_is_refused(tmp_path):
     pytest.importorskip("gym_pusht", reason="needs the simulator")
     log = demo_log.DemoLog(results=[{"seed": 1, "score": 0.123, "steps": 1, "stamps_ns": [5], "actions": [[9.0, 9.0]]}])
+    policy = write_policy(tmp_path / "walk")
+    runner = PolicyRunner(policy, backends.load(policy))
     with pytest.raises(DataError, match="simulated again"):
-        demo_drawing.animate("pusht", load_robot("pusht"), log, tmp_path / "x.gif", progress=False)
+        demo_drawing.animate("pusht", runner, log, tmp_path / "x.gif", progress=False)
+
+
+def test_a_video_is_a_gif():
+    with pytest.raises(ConfigError, match="only .gif"):
+        video.write_gif(Path("x.mp4"), [])
+
+
+def test_plans_are_drawn_where_the_limits_of_the_robot_file_put_them():
+    picture = np.full((256, 256, 3), 255, np.uint8)
+    plan = np.array([[100.0, 300.0], [102.0, 300.0]])
+    video.draw_plans(picture, load_robot("pusht"), plan)
+    rows, columns = np.nonzero((picture < 200).any(axis=2))
+    assert abs(rows.mean() - 150) < 1 and abs(columns.mean() - 50.5) < 1
 
 
 def test_a_failed_child_is_told_with_what_it_said(tmp_path):

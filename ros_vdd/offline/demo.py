@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ros_vdd import backends
 from ros_vdd.bundle import Bundle
 from ros_vdd.config import dump_yaml
 from ros_vdd.errors import RosVddError
 from ros_vdd.offline import demo_log
 from ros_vdd.offline.processes import Processes, ros_environment
 from ros_vdd.resources import find
+from ros_vdd.runtime.inference import PolicyRunner
 
 HELP = "run a policy in a simulator over real ROS 2 topics, and draw what happened"
 OBSERVED = "observed.jsonl"
@@ -125,6 +127,7 @@ def _draw(args: argparse.Namespace, bundle: Bundle, log: demo_log.DemoLog, summa
     demo_drawing.plot(log, summary, folder / "demo.png")
     written = [folder / "summary.json", folder / "demo.png"]
     if not args.no_video:
-        demo_drawing.animate(args.env, bundle.robot, log, folder / "demo.gif", not args.no_progress)
+        runner = PolicyRunner(bundle, backends.load(bundle))
+        demo_drawing.animate(args.env, runner, log, folder / "demo.gif", not args.no_progress)
         written.append(folder / "demo.gif")
     print("wrote", ", ".join(map(str, written)))

@@ -150,7 +150,7 @@ def write(path: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path
         PolicyError: the place is taken by something that isn't a policy folder.
     """
     path = Path(path)
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+    if path.is_file() or path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise PolicyError(f"'{path}' exists and is not a policy folder; choose another place")
     staging = path.with_name(f".{path.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -174,7 +174,7 @@ def write(path: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path
 
 def amend(bundle: Bundle, files: Mapping[str, bytes | Path] | None = None, **fields: Any) -> Bundle:
     """Return the folder rewritten with more files and with manifest fields replaced, for example scores or export."""
-    kept = {p.name: p.read_bytes() for p in bundle.path.iterdir() if p.name not in (MANIFEST, SUMS)}
+    kept = {name: bundle.path / name for name in _read_sums(bundle.path) if name != MANIFEST}
     return write(bundle.path, replace(bundle.manifest, **fields), {**kept, **(files or {})})
 
 
@@ -189,12 +189,14 @@ def file_sha256(path: Path) -> str:
 
 def _read_sums(path: Path) -> dict[str, str]:
     sums = path / SUMS
-    if not sums.is_file():
-        raise PolicyError(f"'{path}' has no {SUMS}; it isn't a policy folder made by ros-vdd train, distill or export")
+    if not sums.is_file() or sums.is_symlink():
+        raise PolicyError(f"'{path}' has no {SUMS} of its own; it isn't a policy folder made by ros-vdd train, distill or export")
     listed = {}
-    for number, line in enumerate(sums.read_bytes().decode("utf-8", "replace").splitlines(), start=1):
+    *lines, rest = sums.read_bytes().decode("utf-8", "replace").split("\n")
+    for number, line in enumerate([*lines, *([rest] if rest else [])], start=1):
         digest, separator, name = line.partition("  ")
-        if not separator or len(digest) != 64 or name != Path(name).name or name in listed:
+        unfinished = number > len(lines)
+        if unfinished or not separator or len(digest) != 64 or name != Path(name).name or name in listed:
             raise PolicyError(f"policy folder '{path}': {SUMS} line {number} is damaged; copy the folder again")
         listed[name] = digest
     return listed

@@ -16,17 +16,44 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ros_vdd.config import dump_yaml, read_yaml
+from ros_vdd.config import build, dump_yaml, read_yaml
 from ros_vdd.errors import ConfigError, DataError, suggest
-from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
+from ros_vdd.streams.spec import RobotSpec
 
 FORMAT = "ros_vdd/episodes/1"
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
+
+
+@dataclass(frozen=True)
+class _StoreHead:
+    format: str
+    robot: RobotSpec
+
+
+@dataclass(frozen=True)
+class _ArrayHead:
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _EpisodeHead:
+    length: int
+    meta: dict[str, Any]
+    arrays: dict[str, _ArrayHead]
+
+
+def _build(cls, path: Path):
+    try:
+        return build(cls, read_yaml(path))
+    except ConfigError as error:
+        raise DataError(f"the episode store is damaged: {error}; convert again") from error
 
 
 class Episode(Mapping):
@@ -34,25 +61,26 @@ class Episode(Mapping):
 
     def __init__(self, path: Path):
         self.path = path
-        meta = read_yaml(path / "meta.yaml")
-        self.length: int = meta["length"]
-        self.meta: dict[str, Any] = meta["meta"]
-        self._arrays: dict[str, dict[str, Any]] = meta["arrays"]
+        head = _build(_EpisodeHead, path / "meta.yaml")
+        self.length, self.meta, self._arrays = head.length, head.meta, head.arrays
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._arrays:
             raise DataError(f"episode '{self.path}' has no array '{name}'; {suggest(name, self._arrays)}")
         try:
-            array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(self.path / f"{name}.npy", mode="r")  # refuses pickled objects
         except (OSError, ValueError) as error:
             raise DataError(f"'{self.path / name}.npy' can't be read ({error}); convert the episode again") from error
         said = self._arrays[name]
-        if list(array.shape) != list(said["shape"]) or str(array.dtype) != said["dtype"]:
+        if array.shape != said.shape or str(array.dtype) != said.dtype or len(array) != self.length:
             raise DataError(
-                f"'{self.path / name}.npy' holds {array.dtype}{array.shape}, meta.yaml says {said['dtype']}{said['shape']}; "
-                "convert the episode again"
+                f"'{self.path / name}.npy' holds {array.dtype}{array.shape}, meta.yaml says {said.dtype}{said.shape} and "
+                f"{self.length} frames; convert the episode again"
             )
         return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -73,13 +101,10 @@ class EpisodeStore:
         self.root = Path(root)
         if not (self.root / "store.yaml").is_file():
             raise DataError(f"'{self.root}' is not an episode store (no store.yaml); make one with ros-vdd convert")
-        try:
-            head = read_yaml(self.root / "store.yaml")
-            if head.get("format") != FORMAT:
-                raise DataError(f"'{self.root}/store.yaml': format is '{head.get('format')}'; this version reads '{FORMAT}'")
-            self.robot: RobotSpec = robot_from_mapping(head["robot"])
-        except ConfigError as error:
-            raise DataError(f"episode store '{self.root}': {error}") from error
+        head = _build(_StoreHead, self.root / "store.yaml")
+        if head.format != FORMAT:
+            raise DataError(f"'{self.root}/store.yaml': format is '{head.format}'; this version reads '{FORMAT}'")
+        self.robot: RobotSpec = head.robot
         self.names = sorted(p.name for p in self.root.glob("episode_*") if p.is_dir())
 
     def __len__(self) -> int:

@@ -72,7 +72,7 @@ def _open(path: Path):
     except Exception as error:  # zarr and its codecs raise many kinds; all of them mean an unreadable buffer
         raise DataError(f"replay buffer '{path}' can't be read: {type(error).__name__}: {error}") from error
     lengths = {name: array.shape[0] for name, array in arrays.items()}
-    if len(ends) == 0 or (np.diff(ends) <= 0).any() or any(n != ends[-1] for n in lengths.values()):
+    if len(ends) == 0 or (np.diff(ends, prepend=0) <= 0).any() or any(n != ends[-1] for n in lengths.values()):
         raise DataError(f"replay buffer '{path}': episode_ends (last {ends[-1:]}) and array lengths {lengths} disagree")
     for name, array in arrays.items():
         _require_chunks(path / "data" / name, array)
@@ -114,7 +114,7 @@ def _selection(ours: str, shape: tuple, robot: RobotSpec, mapping: Mapping[str, 
     if tuple(taken) != tuple(shape):
         raise DataError(
             f"'{ours}' of robot '{robot.name}' has shape {shape}, '{text}' in '{path}' gives {tuple(taken)} (array {found}); "
-            f"choose columns with --map {ours}={match[1]}[0:{shape[0]}]"
+            + (f"choose columns with --map {ours}={match[1]}[0:{shape[0]}]" if len(shape) == 1 else "change the robot file")
         )
     return match[1], columns
 
@@ -136,7 +136,7 @@ def _convert(ours: str, values: np.ndarray, columns: tuple[int, int] | None) -> 
         return np.ascontiguousarray(values, dtype=np.float32)
     if values.dtype != np.uint8:
         low, high = float(values.min()), float(values.max())
-        if not (0 <= low and high <= 255):
-            raise DataError(f"'{ours}': values from {low} to {high}; expected 0 to 255")
+        if not (0 <= low and 1 < high <= 255):  # up to 1 it could be a picture scaled to [0, 1]
+            raise DataError(f"'{ours}': {values.dtype} values from {low} to {high}; expected 0 to 255")
         values = np.rint(values).astype(np.uint8)
     return np.ascontiguousarray(values)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ros_vdd.backends import Engine
+from ros_vdd.backends import Engine, input_shapes
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import ConfigError, EngineError, suggest
 
@@ -50,7 +50,7 @@ class PolicyRunner:
         if choice not in CHOICES:
             raise ConfigError(f"'choice' is '{choice}'; {suggest(choice, CHOICES)}")
         self.bundle, self.engine, self.choice = bundle, engine, choice
-        self._shapes = bundle.input_shapes
+        self._inputs = input_shapes(bundle)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -61,12 +61,13 @@ class PolicyRunner:
         """Return the chunk for an observation without batch axis, each input `(T, ...)`.
 
         Raises:
-            EngineError: the observation has the wrong names or shapes, or the engine answers with a value that isn't finite.
+            EngineError: the observation has the wrong names, shapes or types or isn't finite, or the answer isn't finite.
         """
         began = time.monotonic_ns()
-        inputs = {name: self._input(name, shape, observation) for name, shape in self._shapes.items()}
-        if self.bundle.noise_shape:
-            inputs["noise"] = self._rng.standard_normal((1, *self.bundle.noise_shape), dtype=np.float32)
+        inputs = {}
+        for name, (shape, dtype) in self._inputs.items():
+            drawn = name == "noise"
+            inputs[name] = self._rng.standard_normal(shape, dtype) if drawn else _input(name, shape, dtype, observation)
         outputs = self.engine.run(inputs)
         means, log_gate, expert = outputs.get("means"), outputs.get("log_gate"), None
         if means is not None:
@@ -87,14 +88,6 @@ class PolicyRunner:
             self.act(observation)
         self._rng.bit_generator.state = state
 
-    def _input(self, name: str, shape: tuple[int, ...], observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        if name not in observation:
-            raise EngineError(f"observation lacks '{name}'; it holds {', '.join(sorted(observation)) or 'nothing'}")
-        array = observation[name]
-        if array.shape != shape:
-            raise EngineError(f"observation '{name}' has shape {array.shape}; the policy takes {shape}")
-        return array[None]
-
     def _choose(self, log_gate: np.ndarray) -> int:
         if not np.isfinite(log_gate).all():
             raise EngineError(f"engine '{self.engine.name}' answered with a gate that isn't finite; nothing of it is used")
@@ -102,6 +95,18 @@ class PolicyRunner:
             return int(log_gate.argmax())
         gate = np.exp(log_gate - log_gate.max())
         return int(min(np.searchsorted(np.cumsum(gate) / gate.sum(), self._rng.random()), len(gate) - 1))
+
+
+def _input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return an observation with its batch axis, or say why it isn't one. A graph that clips may turn NaN into a number."""
+    if name not in observation:
+        raise EngineError(f"observation lacks '{name}'; it holds {', '.join(sorted(observation)) or 'nothing'}")
+    array = observation[name]
+    if array.shape != shape[1:] or array.dtype != dtype:
+        raise EngineError(f"observation '{name}' is {array.dtype}{array.shape}; the policy takes {dtype}{shape[1:]}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise EngineError(f"observation '{name}' holds NaN or infinity; nothing is inferred from it")
+    return array[None]
 
 
 class InferenceThread:
@@ -148,8 +153,6 @@ class InferenceThread:
                     return
                 request, self._request = self._request, None
             try:
-                result = self._work(request)
+                self._on_result(request, self._work(request))
             except Exception as error:  # whatever an engine raises: it is told, and the thread lives on
                 self._on_error(request, error)
-            else:
-                self._on_result(request, result)

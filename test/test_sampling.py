@@ -31,7 +31,7 @@ def error(solver, steps):
     """Largest error on the way from HIGH to LOW; the step to zero is left out, whose error LOW decides."""
     noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     sigmas = karras_sigmas(steps + 1, LOW, HIGH)[:-1]
-    return (solver(gaussian, noise, sigmas) - exact(noise, float(sigmas[-1]))).abs().max().item()
+    return (solver(gaussian, noise, sigmas) - exact(noise, sigmas[-1])).abs().max().item()
 
 
 @pytest.mark.parametrize("solver, order", [(euler, 1), (heun, 2)])
@@ -86,9 +86,9 @@ def test_same_noise_gives_the_same_chunk(name):
 
 def test_euler_is_ddim():
     """x' = D + (s'/s) (x - D): noise kept in direction, scaled to the next level (DDIM equation 13, variance exploding)."""
-    x, sigmas = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None], karras_sigmas(6, LOW, HIGH).double()
+    x, sigmas = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None], karras_sigmas(6, LOW, HIGH)
     expected = x * sigmas[0]
     for now, then in zip(sigmas[:-1], sigmas[1:]):
-        clean = gaussian(expected, now.expand(7))
+        clean = gaussian(expected, torch.full((7,), now, dtype=x.dtype))
         expected = clean + then / now * (expected - clean)
     torch.testing.assert_close(euler(gaussian, x, sigmas), expected, rtol=1e-12, atol=1e-12)

@@ -8,7 +8,7 @@ variance-exploding process used here Euler's method is DDIM (Song et al. 2020, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,18 +16,18 @@ from torch import Tensor
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x (B, D), sigma (B,)) -> clean estimate (B, D)
 
 
-def euler(denoise: Denoise, noise: Tensor, sigmas: Tensor, bound: float | None = None) -> Tensor:
+def euler(denoise: Denoise, noise: Tensor, sigmas: Sequence[float], bound: float | None = None) -> Tensor:
     """Return `(B, D)` from unit noise `(B, D)`: one network evaluation for each of the `len(sigmas) - 1` steps."""
     x = noise * sigmas[0]
-    for now, then in zip(sigmas[:-1].tolist(), sigmas[1:].tolist()):
+    for now, then in zip(sigmas[:-1], sigmas[1:]):
         x = x + (then - now) * _slope(denoise, x, now, bound)
     return x
 
 
-def heun(denoise: Denoise, noise: Tensor, sigmas: Tensor, bound: float | None = None) -> Tensor:
+def heun(denoise: Denoise, noise: Tensor, sigmas: Sequence[float], bound: float | None = None) -> Tensor:
     """Return `(B, D)` by Heun's second-order rule: two evaluations a step, one in the last step to zero."""
     x = noise * sigmas[0]
-    for now, then in zip(sigmas[:-1].tolist(), sigmas[1:].tolist()):
+    for now, then in zip(sigmas[:-1], sigmas[1:]):
         first = _slope(denoise, x, now, bound)
         ahead = x + (then - now) * first
         if then == 0:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 
-def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """Return the grid `(steps + 1,)` from sigma_max down to sigma_min, then 0.
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
+    """Return the grid of `steps + 1` levels from sigma_max down to sigma_min, then 0; plain numbers, so that export sees constants.
 
     sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 
@@ -26,10 +26,9 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     """
     if steps < 1 or not 0 < sigma_min < sigma_max:
         raise ValueError(f"steps={steps}, sigma_min={sigma_min}, sigma_max={sigma_max}: need steps >= 1 and 0 < min < max")
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    sigmas = (top + ramp * (bottom - top)) ** rho
-    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)]).float()
+    between = [(top + i / (steps - 1) * (bottom - top)) ** rho for i in range(1, steps - 1)]
+    return [sigma_max, *between, *([sigma_min] if steps > 1 else []), 0.0]
 
 
 def log_normal_sigmas(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +64,17 @@ def _require_plain(graph: bytes) -> None:
 
     model = onnx.load_model_from_string(graph)
     onnx.checker.check_model(model)
-    nodes = [node for part in (model.graph, *model.functions) for node in part.node]
-    random = sorted({n.op_type for n in nodes if n.op_type.startswith("Random") or n.op_type in _RANDOM})
+    random = sorted({n.op_type for part in (model.graph, *model.functions) for n in _nodes(part) if n.op_type.startswith("Random") or n.op_type in _RANDOM})
     if random:
         raise EngineError(f"the graph holds random operators ({', '.join(random)}); randomness must be an input")
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         raise EngineError("the graph keeps weights outside the file; they must be embedded")
+
+
+def _nodes(part) -> Iterator:
+    """Yield the nodes of a graph or function, also those inside branches and loops."""
+    for node in part.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)

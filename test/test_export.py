@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported graphs compute what PyTorch computes, hold no randomness, and are refused when they don't."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="export needs torch")
+onnx = pytest.importorskip("onnx", reason="export needs onnx")
+pytest.importorskip("onnxscript", reason="export needs onnxscript")
+pytest.importorskip("onnxruntime", reason="the parity check needs onnxruntime")
+
+import toy  # noqa: E402
+from ros_vdd import backends, policies  # noqa: E402
+from ros_vdd.bundle import GRAPH, WEIGHTS, Bundle, amend  # noqa: E402
+from ros_vdd.errors import ConfigError, EngineError, PolicyError  # noqa: E402
+from ros_vdd.offline import export as exporting  # noqa: E402
+from ros_vdd.offline.export import export  # noqa: E402
+from ros_vdd.policies import graph as graphs  # noqa: E402
+
+KINDS = ["mixture", "diffusion"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The exported toy policies by kind; every test reads them only."""
+    root = tmp_path_factory.mktemp("exported")
+    return {kind: export(toy.policy(root / kind, kind, toy.SEEING), draws=20) for kind in KINDS}
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy of the exported mixture that a test may spoil."""
+    return Bundle.open(shutil.copytree(exported["mixture"].path, tmp_path / "policy"))
+
+
+def graph_of(bundle):
+    return onnx.load_model_from_string(bundle.file(GRAPH).read_bytes())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_graph_computes_what_pytorch_computes(kind, exported):
+    """Independently of the exporter's own check, over states that the policy never saw as well."""
+    bundle, rng = exported[kind], np.random.default_rng(7)
+    engine, policy = backends.load(bundle), policies.load(bundle)
+    for _ in range(10):
+        inputs = {k: v * (3 if k == "state" else 1) for k, v in backends.random_inputs(bundle, rng).items()}
+        tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
+        noise = tensors.pop("noise", None)
+        with torch.no_grad():
+            expected = policy(tensors, noise)
+        answers = engine.run(inputs)
+        names = ["means", "log_gate"] if kind == "mixture" else ["actions"]
+        for name, tensor in zip(names, expected if kind == "mixture" else [expected]):
+            np.testing.assert_allclose(answers[name], tensor.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_measured_error_is_recorded(kind, exported):
+    said = exported[kind].manifest.export
+    assert 0 < said["parity_max_abs"] < exporting.TOLERANCE
+    assert said["draws"] == 20 and said["opset"] == graphs.OPSET
+    assert (said["state_low"], said["state_high"]) == ([-0.5, 0.0], [1.5, 2.0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_outputs_and_shapes_are_those_of_the_manifest(kind, exported):
+    model = graph_of(exported[kind])
+    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input}
+    assert shapes == {name: shape for name, (shape, _) in backends.input_shapes(exported[kind]).items()}
+    outputs = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}
+    assert outputs == ({"means": (1, 2, 4, 2), "log_gate": (1, 2)} if kind == "mixture" else {"actions": (1, 4, 2)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_graph_holds_no_random_operator_and_all_its_weights(kind, exported):
+    model = graph_of(exported[kind])
+    operators = {node.op_type for part in (model.graph, *model.functions) for node in part.node}
+    assert not [o for o in operators if o.startswith("Random") or o in ("Multinomial", "Bernoulli", "Dropout")]
+    assert not any(t.external_data for t in model.graph.initializer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_and_their_checksum_survive_the_export(kind, exported, tmp_path):
+    before = toy.policy(tmp_path / kind, kind, toy.SEEING).file(WEIGHTS).read_bytes()
+    assert Bundle.open(exported[kind].path).file(WEIGHTS).read_bytes() == before
+
+
+def test_the_check_draws_states_from_the_range_that_was_trained_on(tmp_path, monkeypatch):
+    drawn = []
+    real = backends.random_inputs
+    monkeypatch.setattr(backends, "random_inputs", lambda *a: drawn.append(real(*a)) or drawn[-1])
+    export(toy.policy(tmp_path / "policy", "mixture"), draws=60)
+    states = np.stack([inputs["state"] for inputs in drawn[1:]])
+    assert states[..., 0].min() > -0.5 and states[..., 0].max() > 1.4
+    assert states[..., 1].min() > 0.0 and states[..., 1].max() > 1.9
+
+
+def sabotage(monkeypatch, change):
+    """Let the exporter write a graph that a function has changed."""
+    real = graphs.to_onnx
+
+    def changed(policy, example):
+        model = onnx.load_model_from_string(real(policy, example))
+        change(model)
+        return model.SerializeToString()
+
+    monkeypatch.setattr(graphs, "to_onnx", changed)
+
+
+def after(model, output, operator, constant):
+    """Insert `output = operator(output, constant)` before the graph's output."""
+    for node in model.graph.node:
+        node.output[:] = [f"{o}_before" if o == output else o for o in node.output]
+        node.input[:] = [f"{i}_before" if i == output else i for i in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(constant), f"{output}_constant"))
+    model.graph.node.append(onnx.helper.make_node(operator, [f"{output}_before", f"{output}_constant"], [output]))
+
+
+@pytest.mark.parametrize(
+    "output, operator, constant",
+    [("means", "Add", 2e-3), ("means", "Mul", np.nan), ("log_gate", "Add", 0.01), ("log_gate", "Mul", np.nan)],
+)
+def test_a_sabotaged_graph_is_refused_and_the_folder_unchanged(output, operator, constant, folder, monkeypatch):
+    sabotage(monkeypatch, lambda model: after(model, output, operator, constant))
+    before = {p.name: p.read_bytes() for p in folder.path.iterdir()}
+    with pytest.raises(EngineError, match="differs from PyTorch.*Nothing was written"):
+        export(folder, draws=5)
+    assert {p.name: p.read_bytes() for p in folder.path.iterdir()} == before
+
+
+def random_node():
+    return onnx.helper.make_node("RandomNormal", [], ["noise"], shape=[1])
+
+
+def in_a_branch():
+    branch = onnx.helper.make_graph([random_node()], "b", [], [onnx.helper.make_tensor_value_info("noise", 1, [1])])
+    return onnx.helper.make_node("If", ["yes"], ["out"], then_branch=branch, else_branch=branch)
+
+
+@pytest.mark.parametrize("node", [random_node(), in_a_branch()], ids=["plain", "in a branch"])
+def test_a_graph_with_a_random_operator_is_refused(node):
+    inputs = [onnx.helper.make_tensor_value_info("yes", onnx.TensorProto.BOOL, [])]
+    outputs = [onnx.helper.make_tensor_value_info(node.output[0], 1, [1])]
+    graph = onnx.helper.make_graph([node], "g", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    with pytest.raises(EngineError, match=r"random operators \(RandomNormal\)"):
+        graphs._require_plain(model.SerializeToString())
+
+
+def test_a_policy_that_draws_inside_is_refused(monkeypatch):
+    policy = toy.network("mixture")
+    real = policy.to_chunk
+    monkeypatch.setattr(policy, "to_chunk", lambda flat: real(flat + torch.randn_like(flat)))
+    with pytest.raises(EngineError, match="random operators"):
+        graphs.to_onnx(policy, {"state": np.zeros((1, 2, 2), np.float32)})
+
+
+def test_a_graph_of_another_policy_is_refused_by_the_engine(exported, folder):
+    swapped = amend(folder, {GRAPH: exported["diffusion"].file(GRAPH)})
+    with pytest.raises(EngineError, match=r"takes inputs .*noise.*, its manifest says .*export the policy again"):
+        backends.load(swapped)
+
+
+def test_a_graph_that_is_none_is_refused_by_the_engine(folder):
+    with pytest.raises(EngineError, match="can't load.*export the policy again"):
+        backends.load(amend(folder, {GRAPH: b"not a graph"}))
+
+
+def test_a_policy_that_was_not_exported_says_how(tmp_path):
+    with pytest.raises(PolicyError, match="no 'policy.onnx'.*ros-vdd export"):
+        backends.load(toy.policy(tmp_path / "policy", "mixture"))
+
+
+def test_weights_that_are_none_are_told(folder):
+    with pytest.raises(PolicyError, match="isn't a safetensors file"):
+        policies.load(amend(folder, {WEIGHTS: b"not weights"}))
+
+
+def test_weights_of_another_network_are_told(folder):
+    network = {**folder.manifest.network, "width": 24}
+    with pytest.raises(PolicyError, match="don't fit its manifest"):
+        policies.load(amend(folder, network=network))
+
+
+def test_an_encoder_commands_nothing(tmp_path):
+    with pytest.raises(EngineError, match="image encoder; it commands nothing"):
+        backends.load(toy.policy(tmp_path / "policy", "encoder", toy.SEEING), "eager")
+
+
+def test_a_wrong_engine_is_told_with_the_nearest(folder):
+    with pytest.raises(EngineError, match="no engine 'onnx'.*did you mean 'onnxruntime'"):
+        backends.load(folder, "onnx")
+
+
+def test_a_check_of_no_draws_is_refused(folder):
+    with pytest.raises(ConfigError, match="'draws' is 0"):
+        export(folder, draws=0)
+
+
+def test_another_sampler_makes_another_policy_and_leaves_the_first(exported, tmp_path):
+    before = exported["diffusion"]
+    made = export(exporting.resampled(before, tmp_path / "euler", 4, "euler"), draws=5)
+    assert (made.manifest.nfe, before.manifest.nfe) == (4, 5)
+    assert policies.load(made).config.sampler.solver == "euler"
+    assert Bundle.open(before.path) == before
+    inputs = backends.random_inputs(before, np.random.default_rng(0))
+    assert np.abs(backends.load(made).run(inputs)["actions"] - backends.load(before).run(inputs)["actions"]).max() > 1e-3
+
+
+def test_a_mixture_has_no_sampler_to_change(exported, tmp_path):
+    with pytest.raises(PolicyError, match="mixture policy, which has no sampler"):
+        exporting.resampled(exported["mixture"], tmp_path / "out", 4, None)
+
+
+def test_engines_agree_on_every_input(exported):
+    inputs = backends.random_inputs(exported["mixture"], np.random.default_rng(3))
+    eager, fast = (backends.load(exported["mixture"], name).run(inputs) for name in ("eager", "onnxruntime"))
+    assert eager.keys() == fast.keys()
+    for name in eager:
+        np.testing.assert_allclose(fast[name], eager[name], rtol=0, atol=1e-4)
+        assert fast[name].dtype == eager[name].dtype == np.float32

@@ -66,6 +66,7 @@ setup(
             "ros-vdd = ros_vdd.cli:main",
             "policy_node = ros_vdd.nodes.policy_node:main",
             "chunk_executor_node = ros_vdd.nodes.chunk_executor_node:main",
+            "recorder_node = ros_vdd.nodes.recorder_node:main",
             "sim_bridge_node = ros_vdd.nodes.sim_bridge_node:main",
         ]
     },

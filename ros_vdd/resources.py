@@ -50,5 +50,6 @@ def find(kind: str, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.yaml"):
         if os.sep not in name and candidate.exists():
             return candidate
-    shipped = [p.stem if p.is_file() else p.name for p in folder.iterdir()] if folder.is_dir() else []
+    held = list(folder.iterdir()) if folder.is_dir() else []
+    shipped = [p.stem for p in held if p.suffix == ".yaml"] + [p.name for p in held if p.is_dir()]
     raise ConfigError(f"'{name}' is neither a path nor shipped in {kind}; {suggest(name, shipped)}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from ros_vdd.runtime.inference import PolicyRunner
 HELP = "run a policy in a simulator over real ROS 2 topics, and draw what happened"
 OBSERVED = "observed.jsonl"
 POLL_S = 0.1
+DOMAINS = range(1, 102)  # those whose ports lie below the ephemeral ones of Linux
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,12 +65,12 @@ def run(args: argparse.Namespace) -> int:
 def _play(args: argparse.Namespace, bundle: Bundle, folder: Path) -> None:
     """Start the nodes and follow the observer's file to its end."""
     lock_step = args.mode == "lock-step"
-    domain = 1 + os.getpid() % 101  # the demo hears nobody else on this machine, nor they it
     policy = str(bundle.path.resolve())
     robot = folder / "robot.yaml"
     robot.write_text(dump_yaml(bundle.manifest.robot), encoding="utf-8")
-    with Processes(folder, ros_environment(domain)) as nodes:
+    with Processes(folder, ros_environment(_free_domain())) as nodes:
         nodes.start_node("demo_observer_node", path=folder.resolve() / OBSERVED)
+        _await_observer(nodes, folder / OBSERVED)
         nodes.start_node("policy_node", policy=policy, equal_stamps=lock_step)
         nodes.start_node(
             "chunk_executor_node",
@@ -84,6 +86,20 @@ def _play(args: argparse.Namespace, bundle: Bundle, folder: Path) -> None:
             episodes=args.episodes,
         )
         _follow(nodes, folder / OBSERVED, args)
+
+
+def _free_domain() -> int:
+    """Draw a ROS domain other than the user's: the demo hears nobody else on this machine, nor they it."""
+    users = os.environ.get("ROS_DOMAIN_ID", "0")
+    return random.SystemRandom().choice([domain for domain in DOMAINS if str(domain) != users])
+
+
+def _await_observer(nodes: Processes, path: Path) -> None:
+    """Return when the observer listens: it opens its file then. A node that started earlier might say what nobody hears."""
+    while not path.exists():
+        if nodes.ended("demo_observer_node"):
+            raise RosVddError(f"demo_observer_node ended before it listened; its log is beside '{path}'")
+        time.sleep(POLL_S)
 
 
 def _follow(nodes: Processes, path: Path, args: argparse.Namespace) -> None:
@@ -111,7 +127,7 @@ def _lines(nodes: Processes, path: Path) -> Iterator[dict[str, Any]]:
     position = 0
     while True:
         ended = nodes.ended("demo_observer_node")
-        text = path.read_text(encoding="utf-8")[position:] if path.exists() else ""
+        text = path.read_text(encoding="utf-8")[position:]
         whole = text[: text.rfind("\n") + 1]
         position += len(whole)
         yield from map(json.loads, whole.splitlines())

@@ -14,7 +14,7 @@ import numpy as np
 
 from ros_vdd import backends, envs
 from ros_vdd.bundle import Bundle, amend
-from ros_vdd.errors import PolicyError
+from ros_vdd.errors import ConfigError, PolicyError
 from ros_vdd.resources import find
 from ros_vdd.runtime.inference import CHOICES, PolicyRunner
 from ros_vdd.streams.spec import load_robot
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="onnxruntime", help="engine: " + ", ".join(backends.names()))
     parser.add_argument("--choice", default="argmax", choices=CHOICES, help="how an expert of a mixture is chosen")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
-    parser.add_argument("--video", metavar="FILE", help="write the first episode as .gif or .mp4, with the predicted chunks")
+    parser.add_argument("--video", metavar="FILE", help="write the first episode as .gif, with the predicted chunks")
     parser.add_argument("--record-scores", metavar="NAME", help="add the scores to policy.yaml under this name")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -51,6 +51,11 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print a line an episode set, and write what was asked for."""
     from tqdm import tqdm
 
+    if args.episodes < 1 or args.seed < 0:
+        raise ConfigError(f"'episodes' is {args.episodes}, 'seed' {args.seed}; expected at least 1 and at least 0")
+    for file in filter(None, (args.json, args.video)):  # told now, not after an hour of episodes
+        if not Path(file).parent.is_dir():
+            raise ConfigError(f"no folder '{Path(file).parent}' to write '{file}' into; make it first")
     bundle = Bundle.open(find("models", args.policy))
     env = envs.make(args.env)
     runner = make_runner(bundle, env.robot, args.backend, args.choice, args.seed)

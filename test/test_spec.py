@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,16 @@ def test_arm_shapes_count_fields_and_streams():
 
 def test_demonstrations_are_read_from_the_command_topic_unless_a_source_is_named():
     assert load_robot(ROBOTS / "example_arm.yaml").action.demonstrated.topic == "leader/joint_states"
-    assert load_robot(ROBOTS / "pusht.yaml").action.demonstrated == ActionSource(
+    action = dataclasses.replace(load_robot(ROBOTS / "pusht.yaml").action, source=None)
+    assert action.demonstrated == ActionSource(
         topic="joint_trajectory_controller/joint_trajectory",
         type="trajectory_msgs/msg/JointTrajectory",
         stamp="receive",
     )
+
+
+def test_demonstrations_in_the_simulator_are_timed_by_their_stamps():
+    assert load_robot(ROBOTS / "pusht.yaml").action.demonstrated.stamp == "header"
 
 
 @pytest.mark.parametrize(

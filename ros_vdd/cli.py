@@ -15,6 +15,7 @@ from ros_vdd.errors import RosVddError, suggest
 
 OFFLINE = Path(__file__).with_name("offline")
 USER_ERROR, INTERRUPTED = 2, 130
+EXTRAS = "pip install 'ros_vdd[train]' to train, convert and export, 'ros_vdd[ros]' for the nodes, 'ros_vdd[sim]' for simulators"
 
 
 def verbs() -> dict[str, str]:
@@ -67,8 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, 2 for a user's mistake (told in one message), 130 when interrupted."""
     try:
         return run(sys.argv[1:] if arguments is None else arguments)
-    except RosVddError as error:
+    except (RosVddError, OSError) as error:  # OSError: no permission, no space, a file where a folder should be
         print(f"ros-vdd: {error}", file=sys.stderr)
+        return USER_ERROR
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "ros_vdd"):
+            raise  # our own mistake
+        print(f"ros-vdd: needs the module '{error.name}', which isn't installed; {EXTRAS}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("ros-vdd: interrupted", file=sys.stderr)

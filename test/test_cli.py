@@ -93,3 +93,21 @@ def test_a_verb_gets_its_arguments_and_gives_the_status(verb):
 
 def test_files_without_a_help_line_are_no_verbs():
     assert "processes" not in VERBS and "__init__" not in VERBS
+
+
+def test_a_missing_package_is_told_with_what_to_install(verb, capsys):
+    verb.run = raising(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert cli.main(["doctor"]) == cli.USER_ERROR
+    assert "needs the module 'torch', which isn't installed; pip install 'ros_vdd[train]'" in capsys.readouterr().err
+
+
+def test_a_missing_module_of_our_own_is_a_bug_and_shows_itself(verb):
+    verb.run = raising(ModuleNotFoundError("No module named 'ros_vdd.gone'", name="ros_vdd.gone"))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["doctor"])
+
+
+def test_a_file_that_cant_be_written_is_told(verb, capsys):
+    verb.run = raising(PermissionError(13, "Permission denied", "/results.json"))
+    assert cli.main(["doctor"]) == cli.USER_ERROR
+    assert capsys.readouterr().err.strip() == "ros-vdd: [Errno 13] Permission denied: '/results.json'"

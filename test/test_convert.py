@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -103,10 +104,8 @@ def test_a_damaged_buffer_ends_with_one_message_and_status_two(root, capsys):
 
 
 def test_missing_zarr_is_told_with_what_to_install(root, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(DataError, match=r"needs zarr; pip install 'ros_vdd\[train\]'"):
+    with pytest.raises(DataError, match=r"needs zarr; pip install 'ros_vdd\[data\]'"):
         convert(root)
 
 

@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training stack needs torch")
 
 import toy  # noqa: E402
-from ros_vdd import methods, policies  # noqa: E402
+from ros_vdd import cli, methods, policies  # noqa: E402
 from ros_vdd.bundle import Bundle  # noqa: E402
-from ros_vdd.config import build  # noqa: E402
+from ros_vdd.config import build, dump_yaml  # noqa: E402
 from ros_vdd.data.dataset import Windows  # noqa: E402
 from ros_vdd.data.frames import LabelledFrames, Target  # noqa: E402
 from ros_vdd.errors import ConfigError, DataError, PolicyError  # noqa: E402
@@ -226,6 +226,14 @@ def test_a_student_that_plans_further_than_its_teacher_is_refused(configured, tm
     values = configured("vdd")
     with pytest.raises(ConfigError, match="'policy.horizon' is 6; the teacher has 4"):
         train(type(values)(**{**vars(values), "policy": longer}), tmp_path / "student")
+
+
+def test_paths_on_the_command_line_are_taken_as_they_are(blind, tmp_path, capsys):
+    """As YAML, a path of digits would be a number and '@' or a colon an error."""
+    (tmp_path / "train.yaml").write_text(dump_yaml(toy.config("em", "mixture", tmp_path)), encoding="utf-8")
+    for data in ("20261120", "@here", "a: b", "null"):
+        assert cli.main(["train", str(tmp_path / "train.yaml"), "--data", data]) == cli.USER_ERROR
+        assert f"'{data}' is not an episode store" in capsys.readouterr().err
 
 
 def test_distillation_without_a_teacher_says_so(blind, tmp_path):

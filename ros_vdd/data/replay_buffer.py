@@ -59,7 +59,7 @@ def _open(path: Path):
     try:
         import zarr
     except ModuleNotFoundError as error:
-        raise DataError("reading a replay buffer needs zarr; pip install 'ros_vdd[train]'") from error
+        raise DataError("reading a replay buffer needs zarr; pip install 'ros_vdd[data]'") from error
     if not is_replay_buffer(path):
         raise DataError(f"'{path}' has no meta/episode_ends; it isn't a replay buffer in Diffusion Policy's layout")
     try:

@@ -66,4 +66,7 @@ def make(name: str) -> Env:
     try:
         return importlib.import_module(module_name).Env()
     except ModuleNotFoundError as error:
-        raise EnvError(f"environment '{name}' needs the module '{error.name}'; pip install 'ros_vdd[sim]'") from error
+        raise EnvError(
+            f"environment '{name}' needs the module '{error.name}', which isn't installed; "
+            "pip install 'ros_vdd[sim]', then pip install --no-deps gym-pusht"
+        ) from error

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from ros_vdd.errors import ConfigError
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.config:
         raise ConfigError("no configuration given; expected ros-vdd distill CONFIG --teacher FOLDER (or --list)")
     given = {"teacher": args.teacher, "data": args.data}
-    overrides = [*args.overrides, *(f"{k}={v}" for k, v in given.items() if v)]
+    overrides = [*args.overrides, *(f"{k}={json.dumps(v)}" for k, v in given.items() if v)]  # quoted: a path isn't YAML
     config = read_config(args.config, overrides)
     if not methods.find(config.method).NEEDS_TEACHER:
         raise ConfigError(f"method '{config.method}' needs no teacher; use ros-vdd train {args.config}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 HELP = "train a teacher, a mixture or an image encoder from an episode store"
 
@@ -21,6 +22,6 @@ def run(args: argparse.Namespace) -> int:
     """Train and write the folder."""
     from ros_vdd.offline.training_run import TrainingRun, read_config
 
-    overrides = [*args.overrides, *([f"data={args.data}"] if args.data else [])]
+    overrides = [*args.overrides, *([f"data={json.dumps(args.data)}"] if args.data else [])]  # quoted: a path isn't YAML
     TrainingRun(read_config(args.config, overrides), args.out, progress=not args.no_progress).run()
     return 0

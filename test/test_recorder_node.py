@@ -7,6 +7,7 @@ rclpy = pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.serialization import deserialize_message  # noqa: E402
+from ros_peers import start  # noqa: E402
 from sensor_msgs.msg import Image, JointState  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E402
@@ -117,3 +118,10 @@ def test_closing_the_node_completes_the_episode(robot, tmp_path):
     robot.recorder.destroy_node()
     bag = Bag.open(tmp_path / "push" / "episode_000000")
     assert sorted(info.count for info in bag.topics.values()) == [1, 1, 1]
+
+
+def test_no_robot_file_is_refused():
+    recorder = start("recorder_node", "recorder")
+    _, said = recorder.communicate(timeout=60)
+    assert recorder.returncode == 1
+    assert "refused to start: recorder_node: parameter 'robot' is empty" in said

@@ -12,16 +12,19 @@ from pathlib import Path
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.utilities import get_rmw_implementation_identifier
 from std_srvs.srv import Trigger
 
+from ros_vdd.errors import ConfigError
 from ros_vdd.nodes.messages import CLASSES
 from ros_vdd.nodes.parameters import Parameter, declare
 from ros_vdd.nodes.process import run
+from ros_vdd.nodes.transport import image_problem
 from ros_vdd.runtime.recording import EpisodeRecorder, Reply
 from ros_vdd.streams.spec import load_robot
 
 PARAMETERS = (
-    Parameter("robot", "pusht", "robot file: a path, or the name of a shipped one"),
+    Parameter("robot", "", "robot file: a path, or the name of a shipped one"),
     Parameter("root", "~/episodes", "folder of all recordings"),
     Parameter("task", "demonstration", "what is demonstrated; a folder below root"),
     Parameter("silent_after_s", 1.0, "start is refused while a topic has been silent for so long", 0.05, 60.0),
@@ -42,7 +45,11 @@ class RecorderNode(Node):
     def __init__(self) -> None:
         super().__init__("recorder_node")
         parameters = declare(self, PARAMETERS)
+        if not parameters.robot:
+            raise ConfigError("recorder_node: parameter 'robot' is empty; give a robot file or a shipped name")
         robot = load_robot(parameters.robot)
+        if problem := image_problem(robot, get_rmw_implementation_identifier(), os.environ):
+            self.get_logger().warning(problem)
         names = {topic: self.resolve_topic_name(topic) for topic in robot.topics()}
         observed = [stream.topic for stream in (*robot.cameras.values(), *robot.states.values())]
         self._recorder = EpisodeRecorder(

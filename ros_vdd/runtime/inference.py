@@ -61,7 +61,7 @@ class PolicyRunner:
         """Return the chunk for an observation without batch axis, each input `(T, ...)`.
 
         Raises:
-            EngineError: the observation has the wrong names, shapes or types or isn't finite, or the answer isn't finite.
+            EngineError: the observation has the wrong names, shapes or types, or it or the answer isn't finite.
         """
         began = time.monotonic_ns()
         inputs = {}
@@ -90,7 +90,7 @@ class PolicyRunner:
 
     def _choose(self, log_gate: np.ndarray) -> int:
         if not np.isfinite(log_gate).all():
-            raise EngineError(f"engine '{self.engine.name}' answered with a gate that isn't finite; nothing of it is used")
+            raise EngineError(f"engine '{self.engine.name}' answered with a gate that isn't finite; it isn't used")
         if self.choice == "argmax":
             return int(log_gate.argmax())
         gate = np.exp(log_gate - log_gate.max())
@@ -98,7 +98,7 @@ class PolicyRunner:
 
 
 def _input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return an observation with its batch axis, or say why it isn't one. A graph that clips may turn NaN into a number."""
+    """Return an observation with its batch axis, or refuse it; a graph that clips may turn NaN into a number."""
     if name not in observation:
         raise EngineError(f"observation lacks '{name}'; it holds {', '.join(sorted(observation)) or 'nothing'}")
     array = observation[name]
@@ -112,8 +112,9 @@ def _input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapp
 class InferenceThread:
     """Runs a function on the newest request, in one thread that owns the engine.
 
-    `submit` is called by the thread that receives messages and never waits: a request that wasn't begun yet is replaced and
-    counted in `replaced`. `on_result(request, result)` and `on_error(request, error)` are called by the inference thread.
+    `submit` is called by the thread that receives messages and never waits: a request that wasn't begun yet is
+    replaced and counted in `replaced`. `on_result(request, result)` and `on_error(request, error)` are called by the
+    inference thread.
     """
 
     def __init__(

@@ -97,7 +97,7 @@ class RealTime:
         link: clock and topics.
         dt_ns: policy period, [ns].
         timeout_s: how long to wait for the first command of an episode, [s].
-        quiet_s: a new episode begins when no command has come for so long: those of the last episode are then over, [s].
+        quiet_s: a new episode begins when no command has come for so long: those of the last one are over, [s].
     """
 
     def __init__(self, link: Link, dt_ns: int, timeout_s: float, quiet_s: float):
@@ -206,6 +206,6 @@ def run_episode(env: Env, seed: int, pace: Pace, dt_ns: int) -> EpisodeResult:
 
 def _no_command(frames: int, timeout_s: float) -> str:
     return (
-        f"no command within {timeout_s:g} s after {frames} observation(s). Expected policy_node and chunk_executor_node "
-        "to run with the same robot file and domain; what each waits for is said on /diagnostics"
+        f"no command within {timeout_s:g} s after {frames} observation(s). Expected policy_node and "
+        "chunk_executor_node to run with the same robot file and domain; what each waits for is said on /diagnostics"
     )

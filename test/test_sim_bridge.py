@@ -92,6 +92,10 @@ def drive(context, **parameters) -> tuple[SimBridgeNode, Driver]:
     executor.add_node(node)
     with pytest.raises(ExternalShutdownException):
         executor.spin()
+    executor.remove_node(node)
+    for _ in range(100):  # what has arrived may still wait for its callback
+        if len(driver.results) < parameters["episodes"]:
+            executor.spin_once(timeout_sec=0.05)
     node.destroy_node()
     driver.node.destroy_node()
     return node, driver

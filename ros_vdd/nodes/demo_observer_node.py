@@ -7,7 +7,6 @@ Ends once the last episode's result has come and the diagnostics after it.
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +24,36 @@ from ros_vdd.nodes.process import run
 from ros_vdd.streams.codecs import stamp_ns
 
 PARAMETERS = (Parameter("path", "", "file the lines are written to"),)
+POLICY_TOPICS = ("action_chunk", "policy_node/prediction")
 LAST_DIAGNOSTICS_S = 2.5  # diagnostics come once a second
 LATCHED_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class DemoObserverNode(Node):
-    """Subscribes to chunks, predictions, episodes, results and diagnostics; each message becomes a line."""
+    """Subscribes to chunks, predictions, results and diagnostics; each message becomes a line."""
 
     def __init__(self, **options: Any):
         super().__init__("demo_observer_node", **options)
         path = declare(self, PARAMETERS).path
         if not path:
             raise ConfigError("demo_observer_node: parameter 'path' is empty; give the file to write")
-        self._file = Path(path).open("w", encoding="utf-8")
-        self.create_subscription(JointTrajectory, "action_chunk", self._take_chunk, COMMAND_QOS)
+        self.create_subscription(JointTrajectory, POLICY_TOPICS[0], self._take_chunk, COMMAND_QOS)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._take_diagnostics, COMMAND_QOS)
-        self.create_subscription(String, "policy_node/prediction", partial(self._take_json, "prediction"), COMMAND_QOS)
-        self.create_subscription(String, "sim_bridge_node/episode", partial(self._take_json, "episode"), LATCHED_QOS)
-        self.create_subscription(String, "sim_bridge_node/result", self._take_result, LATCHED_QOS)
+        self.create_subscription(String, POLICY_TOPICS[1], self._take_prediction, COMMAND_QOS)
+        self._file = Path(path).open("w", encoding="utf-8")
+        self._matching = self.create_timer(0.05, self._listen_to_simulator)
 
     def destroy_node(self) -> None:
         """Close the file, then the node."""
         if hasattr(self, "_file"):
             self._file.close()
         super().destroy_node()
+
+    def _listen_to_simulator(self) -> None:
+        """Subscribe to results once the policy's topics have matched: the simulator waits for that reader to begin."""
+        if all(map(self.count_publishers, map(self.resolve_topic_name, POLICY_TOPICS))):
+            self._matching.cancel()
+            self.create_subscription(String, "sim_bridge_node/result", self._take_result, LATCHED_QOS)
 
     def _take_chunk(self, message: JointTrajectory) -> None:
         actions = [list(point.positions) for point in message.points]
@@ -59,8 +64,8 @@ class DemoObserverNode(Node):
             values = {value.key: value.value for value in status.values}
             self._write("diagnostics", {"name": status.name, "message": status.message, "values": values})
 
-    def _take_json(self, kind: str, message: String) -> None:
-        self._write(kind, json.loads(message.data))
+    def _take_prediction(self, message: String) -> None:
+        self._write("prediction", json.loads(message.data))
 
     def _take_result(self, message: String) -> None:
         result = json.loads(message.data)

@@ -10,6 +10,7 @@ import sys
 import threading
 from dataclasses import asdict
 
+from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -34,9 +35,10 @@ PARAMETERS = (
     Parameter("connect_timeout_s", 60.0, "how long to wait for readers and a command writer [s]", 0.1, 3600.0),
     Parameter("command_timeout_s", 30.0, "how long to wait for a command [s]", 0.1, 3600.0),
     Parameter("quiet_s", 0.5, "real time: pause of the commands before a new episode [s]", 0.0, 60.0),
+    Parameter("await_result_reader", False, "begin only when somebody listens to ~/result"),
     Parameter("reset_service", "", "std_srvs/Trigger called before each episode, such as policy_node/reset; empty for none"),
 )
-GOODBYE_NS = 200_000_000  # readers take the result before the next episode, or before the process ends
+GOODBYE = Duration(seconds=5)  # for readers to take a result before the process may end
 
 
 class SimBridgeNode(Node):
@@ -76,7 +78,8 @@ class SimBridgeNode(Node):
     def _run(self) -> None:
         """Run all episodes; whatever ends them ends the process, and `error` keeps why."""
         try:
-            self.link.await_peers(self.settings.connect_timeout_s)
+            observed = [self._result] if self.settings.await_result_reader else []
+            self.link.await_peers(self.settings.connect_timeout_s, *observed)
             for number in range(self.settings.episodes):
                 self._run_episode(number)
         except SessionEnd:
@@ -97,7 +100,7 @@ class SimBridgeNode(Node):
         result = run_episode(self.env, seed, self.pace, self.robot.dt_ns)
         self._result.publish(json_message({"episode": number, "of": self.settings.episodes, **_plain(result)}))
         self.get_logger().info(f"episode {number} (seed {seed}): score {result.score:.3f} in {len(result.actions)} steps")
-        self.link.sleep_until(self.link.now_ns() + GOODBYE_NS)
+        self._result.wait_for_all_acked(GOODBYE)
 
     def _call_reset(self) -> None:
         if self._reset is None:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 
@@ -102,15 +103,15 @@ class SimLink:
                 raise SessionEnd
             return self._with_stamp(stamp)
 
-    def await_peers(self, timeout_s: float) -> None:
-        """Wait until every observation has a reader and the command topic a writer.
+    def await_peers(self, timeout_s: float, *others: Publisher) -> None:
+        """Wait until every observation and every other publisher has a reader and the command topic a writer.
 
         Raises:
             EnvError: they didn't come in time; the message names the topics that are alone.
             SessionEnd: the process is to end.
         """
         limit_ns = self.now_ns() + round(timeout_s * 1e9)
-        while alone := self._topics_alone():
+        while alone := self._topics_alone(others):
             if self.now_ns() > limit_ns:
                 raise EnvError(
                     f"nobody at the other end of {', '.join(alone)} within {timeout_s:g} s. Expected policy_node and "
@@ -139,8 +140,8 @@ class SimLink:
             self._commands.append(Command(stamp, action))
             self._changed.notify_all()
 
-    def _topics_alone(self) -> list[str]:
-        ours = [publisher for _, publisher in (*self._cameras.values(), *self._states.values())]
+    def _topics_alone(self, others: Sequence[Publisher]) -> list[str]:
+        ours = [*(publisher for _, publisher in (*self._cameras.values(), *self._states.values())), *others]
         alone = [publisher.topic_name for publisher in ours if not publisher.get_subscription_count()]
         command = self._commanded.topic_name
         return alone + ([] if self._node.count_publishers(command) else [command])

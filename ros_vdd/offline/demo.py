@@ -23,7 +23,7 @@ from ros_vdd.runtime.inference import PolicyRunner
 
 HELP = "run a policy in a simulator over real ROS 2 topics, and draw what happened"
 OBSERVED = "observed.jsonl"
-POLL_S = 0.1
+POLL_S, PATIENCE_S = 0.1, 20.0
 DOMAINS = range(1, 102)  # those whose ports lie below the ephemeral ones of Linux
 
 
@@ -70,7 +70,6 @@ def _play(args: argparse.Namespace, bundle: Bundle, folder: Path) -> None:
     robot.write_text(dump_yaml(bundle.manifest.robot), encoding="utf-8")
     with Processes(folder, ros_environment(_free_domain())) as nodes:
         nodes.start_node("demo_observer_node", path=folder.resolve() / OBSERVED)
-        _await_observer(nodes, folder / OBSERVED)
         nodes.start_node("policy_node", policy=policy, equal_stamps=lock_step)
         nodes.start_node(
             "chunk_executor_node",
@@ -84,6 +83,7 @@ def _play(args: argparse.Namespace, bundle: Bundle, folder: Path) -> None:
             mode=args.mode.replace("-", "_"),
             first_seed=args.seed,
             episodes=args.episodes,
+            await_result_reader=True,
         )
         _follow(nodes, folder / OBSERVED, args)
 
@@ -92,14 +92,6 @@ def _free_domain() -> int:
     """Draw a ROS domain other than the user's: the demo hears nobody else on this machine, nor they it."""
     users = os.environ.get("ROS_DOMAIN_ID", "0")
     return random.SystemRandom().choice([domain for domain in DOMAINS if str(domain) != users])
-
-
-def _await_observer(nodes: Processes, path: Path) -> None:
-    """Return when the observer listens: it opens its file then. A node that started earlier might say what nobody hears."""
-    while not path.exists():
-        if nodes.ended("demo_observer_node"):
-            raise RosVddError(f"demo_observer_node ended before it listened; its log is beside '{path}'")
-        time.sleep(POLL_S)
 
 
 def _follow(nodes: Processes, path: Path, args: argparse.Namespace) -> None:
@@ -123,11 +115,16 @@ def _follow(nodes: Processes, path: Path, args: argparse.Namespace) -> None:
 
 
 def _lines(nodes: Processes, path: Path) -> Iterator[dict[str, Any]]:
-    """Yield what the observer writes, as it writes it, and every now and then that there is nothing new."""
-    position = 0
-    while True:
+    """Yield what the observer writes, as it writes it, and every now and then that there is nothing new.
+
+    Raises:
+        RosVddError: a node died, or the observer still waits for a result long after the simulator has ended.
+    """
+    position, patience = 0, round(PATIENCE_S / POLL_S)
+    while patience > 0:
+        patience -= nodes.ended("sim_bridge_node")
         ended = nodes.ended("demo_observer_node")
-        text = path.read_text(encoding="utf-8")[position:]
+        text = path.read_text(encoding="utf-8")[position:] if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         position += len(whole)
         yield from map(json.loads, whole.splitlines())
@@ -135,6 +132,7 @@ def _lines(nodes: Processes, path: Path) -> Iterator[dict[str, Any]]:
             return
         yield {"kind": "nothing new"}
         time.sleep(POLL_S)
+    raise RosVddError(f"the simulator has ended, but its last result didn't arrive within {PATIENCE_S:g} s; run the demo again")
 
 
 def _draw(args: argparse.Namespace, bundle: Bundle, log: demo_log.DemoLog, summary: dict, folder: Path) -> None:

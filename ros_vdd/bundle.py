@@ -138,6 +138,18 @@ def verify(path: Path) -> str:
     return hashlib.sha256((path / SUMS).read_bytes()).hexdigest()
 
 
+def require_place(path: Path) -> None:
+    """Check that a policy folder may be written to a place: nothing is there, or a policy folder.
+
+    Raises:
+        PolicyError: something else is there, or the path doesn't end in a name of its own.
+    """
+    if path.name in ("", ".."):
+        raise PolicyError(f"'{path}' doesn't end in a name for the policy folder; give one, for example runs/NAME")
+    if path.is_file() or path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise PolicyError(f"'{path}' exists and is not a policy folder; choose another place")
+
+
 def write(path: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Bundle:
     """Write a policy folder as a whole: a sibling folder is filled, then renamed into place.
 
@@ -147,11 +159,10 @@ def write(path: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path
         files: contents or source path by file name.
 
     Raises:
-        PolicyError: the place is taken by something that isn't a policy folder.
+        PolicyError: as `require_place`.
     """
     path = Path(path)
-    if path.is_file() or path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise PolicyError(f"'{path}' exists and is not a policy folder; choose another place")
+    require_place(path)
     staging = path.with_name(f".{path.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)

@@ -204,6 +204,13 @@ def test_what_isnt_a_policy_folder_is_never_replaced(tmp_path):
     assert contents(tmp_path / "thesis") == {"chapter1.tex": b"dear"}
 
 
+@pytest.mark.parametrize("place", [".", "..", "runs/.."])
+def test_a_place_without_a_name_is_refused(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PolicyError, match="doesn't end in a name"):
+        bundle.write(place, manifest(), FILES)
+
+
 def test_nothing_is_left_beside_the_folder(folder):
     bundle.write(folder, manifest(name="new"), FILES)
     assert [p.name for p in folder.parent.iterdir()] == ["policy"]

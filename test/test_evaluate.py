@@ -166,6 +166,7 @@ def test_scores_can_be_recorded_in_the_policy(verb, tmp_path):
         (["--seed", "-1"], "'seed' -1"),
         (["--json", "nowhere/result.json"], "no folder 'nowhere'"),
         (["--video", "nowhere/result.gif"], "no folder 'nowhere'"),
+        (["--video", "episode.mp4"], "'episode.mp4': videos are written as .gif"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(arguments, told, verb):

@@ -18,7 +18,7 @@ import toy  # noqa: E402
 from ros_vdd import methods  # noqa: E402
 from ros_vdd.config import build, dump_yaml  # noqa: E402
 from ros_vdd.data.episodes import EpisodeWriter  # noqa: E402
-from ros_vdd.errors import ConfigError, DataError, RosVddError  # noqa: E402
+from ros_vdd.errors import ConfigError, DataError, PolicyError, RosVddError  # noqa: E402
 from ros_vdd.offline.training_run import TrainingRun  # noqa: E402
 from ros_vdd.training.config import LoopConfig, TrainConfig  # noqa: E402
 from ros_vdd.training.loop import Loop  # noqa: E402
@@ -230,6 +230,13 @@ def test_a_diverged_step_stops_before_it_spoils_the_checkpoint(spoil, configured
         patch.setattr(em.Method, "loss", diverging)
         train(configured(loop={"checkpoint_every": 1}), tmp_path / "policy")
     train(configured(loop={"checkpoint_every": 1}), tmp_path / "policy")
+
+
+def test_a_place_that_is_taken_is_told_before_training(configured, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("dear")
+    with pytest.raises(PolicyError, match="is not a policy folder; choose another place"):
+        TrainingRun(configured(), str(tmp_path / "thesis"), progress=False)
 
 
 def test_an_empty_store_is_told(configured, tmp_path):

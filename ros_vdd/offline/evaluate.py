@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     for file in filter(None, (args.json, args.video)):  # told now, not after an hour of episodes
         if not Path(file).parent.is_dir():
             raise ConfigError(f"no folder '{Path(file).parent}' to write '{file}' into; make it first")
+    if args.video and Path(args.video).suffix.lower() != ".gif":
+        raise ConfigError(f"'{args.video}': videos are written as .gif; give a name that ends so")
     bundle = Bundle.open(find("models", args.policy))
     env = envs.make(args.env)
     runner = make_runner(bundle, env.robot, args.backend, args.choice, args.seed)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ros_vdd import __version__, methods, policies
-from ros_vdd.bundle import WEIGHTS, Bundle, file_sha256, write
+from ros_vdd.bundle import WEIGHTS, Bundle, file_sha256, require_place, write
 from ros_vdd.config import build, override, read_yaml, to_plain
 from ros_vdd.data.dataset import split_episodes
 from ros_vdd.data.episodes import EpisodeStore
@@ -37,6 +37,7 @@ class TrainingRun:
     def __init__(self, config: TrainConfig, out: str | None, progress: bool = True):
         self.config, self.progress = config, progress
         self.out = Path(out or Path("runs") / config.name)
+        require_place(self.out)  # told now, not after hours of training
         self.module = methods.find(config.method)
         self.options = build(self.module.Options, config.options, "options")
         self.store = EpisodeStore(config.data)

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="the training stack needs torch")
 import toy  # noqa: E402
 from ros_vdd.config import build  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
+from ros_vdd.policies.diffusion import DiffusionConfig  # noqa: E402
 from ros_vdd.policies.mixture import MixtureConfig, MixturePolicy, expert_log_probs, responsibilities  # noqa: E402
 
 
@@ -131,7 +132,18 @@ def test_no_expert_is_narrower_than_the_configured_least():
     assert (stds >= policy.config.min_std).all() and (stds < policy.config.min_std * 1.001).all()
 
 
-@pytest.mark.parametrize("wrong", [{"experts": 0}, {"min_std": 0.5}, {"n_action_steps": 9}])
+@pytest.mark.parametrize(
+    "wrong", [{"experts": 0}, {"min_std": 0.5}, {"n_action_steps": 9}, {"width": 0}, {"depth": -1}, {"dropout": 1.0}, {"gate_width": 0}]
+)
 def test_sizes_without_meaning_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         build(MixtureConfig, {**toy.NETWORKS["mixture"], **wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sigma_data": 0.0}, {"width": 0}, {"sampler": {"rho": 0.0}}, {"sampler": {"steps": 0}}, {"sampler": {"sigma_min": 30.0}}]
+)
+def test_teachers_without_meaning_are_refused(wrong):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ConfigError, match=next(iter(value)) if isinstance(value, dict) else name):
+        build(DiffusionConfig, {**toy.NETWORKS["diffusion"], **wrong})

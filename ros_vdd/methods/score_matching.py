@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ros_vdd.diffusion.schedule import log_normal_sigmas
+from ros_vdd.errors import ConfigError
 from ros_vdd.policies.diffusion import DiffusionPolicy
 
 KIND = "diffusion"
@@ -26,6 +27,10 @@ class Options:
 
     log_sigma_mean: float = -1.2
     log_sigma_std: float = 1.2
+
+    def __post_init__(self):
+        if self.log_sigma_std <= 0:
+            raise ConfigError(f"'log_sigma_std' is {self.log_sigma_std}; expected above 0")
 
 
 class Method:

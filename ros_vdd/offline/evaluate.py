@@ -16,7 +16,7 @@ from ros_vdd import backends, envs
 from ros_vdd.bundle import Bundle, amend
 from ros_vdd.errors import ConfigError, PolicyError
 from ros_vdd.resources import find
-from ros_vdd.runtime.inference import CHOICES, PolicyRunner
+from ros_vdd.runtime.inference import CHOICES, PolicyRunner, Prediction
 from ros_vdd.streams.spec import load_robot
 
 HELP = "run a policy in a simulator and score it"
@@ -93,19 +93,19 @@ def episode(env: envs.Env, runner: PolicyRunner, seed: int, recorder=None) -> Ep
     """Play one episode: infer, execute `n_action_steps`, and again; the history starts with the first frame repeated."""
     runner.reset(seed)
     latencies, steps = [], 0
-    for observation, chunk in _decisions(env, runner, seed):
-        latencies.append(chunk.latency_ns)
-        for action in chunk.actions[: runner.bundle.n_action_steps]:
+    for history, prediction in _decisions(env, runner, seed):
+        latencies.append(prediction.latency_ns)
+        for action in prediction.actions[: runner.bundle.n_action_steps]:
             if recorder is not None:
-                recorder.add(env, chunk, steps)
-            observation.append(env.step(action))
+                recorder.add(env, prediction, steps)
+            history.append(env.step(action))
             steps += 1
             if env.done:
                 break
     return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies))
 
 
-def _decisions(env: envs.Env, runner: PolicyRunner, seed: int) -> Iterator[tuple[deque, object]]:
+def _decisions(env: envs.Env, runner: PolicyRunner, seed: int) -> Iterator[tuple[deque, Prediction]]:
     first = env.reset(seed)
     history = deque([first] * runner.bundle.n_obs_steps, maxlen=runner.bundle.n_obs_steps)
     while not env.done:

@@ -18,7 +18,7 @@ from ros_vdd.diffusion.sampling import SOLVERS, evaluations
 from ros_vdd.diffusion.schedule import karras_sigmas
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.mlp import DenoiserMLP
-from ros_vdd.policies.policy import Policy, PolicyConfig
+from ros_vdd.policies.policy import Policy, PolicyConfig, check_network
 from ros_vdd.streams.spec import RobotSpec
 
 
@@ -33,8 +33,8 @@ class SamplerConfig:
     rho: float = 7.0
 
     def __post_init__(self):
-        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max:
-            raise ConfigError("'steps' must be at least 1 and 0 < 'sigma_min' < 'sigma_max'")
+        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max or self.rho <= 0:
+            raise ConfigError("'steps' must be at least 1, 0 < 'sigma_min' < 'sigma_max' and 'rho' above 0")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class DiffusionConfig(PolicyConfig):
     dropout: float = 0.0
     sigma_data: float = 0.5
     sampler: SamplerConfig = SamplerConfig()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_network(self.width, self.depth, self.dropout)
+        if self.sigma_data <= 0:
+            raise ConfigError(f"'sigma_data' is {self.sigma_data}; expected above 0")
 
 
 class DiffusionPolicy(Policy):

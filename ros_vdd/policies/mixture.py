@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.mlp import Trunk
-from ros_vdd.policies.policy import Policy, PolicyConfig
+from ros_vdd.policies.policy import Policy, PolicyConfig, check_network
 from ros_vdd.streams.spec import RobotSpec
 
 
@@ -45,8 +45,9 @@ class MixtureConfig(PolicyConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.experts < 1 or not 0 < self.min_std < self.initial_std:
-            raise ConfigError("'experts' must be at least 1 and 0 < 'min_std' < 'initial_std'")
+        check_network(self.width, self.depth, self.dropout)
+        if self.experts < 1 or self.gate_width < 1 or not 0 < self.min_std < self.initial_std:
+            raise ConfigError("'experts' and 'gate_width' must be at least 1 and 0 < 'min_std' < 'initial_std'")
 
 
 class MixturePolicy(Policy):

@@ -45,6 +45,18 @@ class PolicyConfig:
             )
 
 
+def check_network(width: int, depth: int, dropout: float) -> None:
+    """Refuse sizes that no network has.
+
+    Raises:
+        ConfigError: width below 1, depth below 0, or dropout outside [0, 1).
+    """
+    if width < 1 or depth < 0 or not 0 <= dropout < 1:
+        raise ConfigError(
+            f"'width' {width}, 'depth' {depth}, 'dropout' {dropout}: expected width >= 1, depth >= 0 and 0 <= dropout < 1"
+        )
+
+
 class Policy(nn.Module):
     """Base of all policies. Subclasses add `kind`, `nfe` and `forward`.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy folder is whole or refused: flipped bytes, missing, extra and linked files, and writers that are interrupted."""
+"""A policy folder is whole or refused: flipped bytes, missing, extra and linked files, interrupted writers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ FILES = {WEIGHTS: bytes(range(200)), GRAPH: b"a graph"}
 
 def manifest(**fields):
     robot = to_plain(toy.SEEING)
-    return Manifest(**{**dict(name="p", kind="mixture", robot=robot, network={}, n_obs_steps=2, horizon=4, n_action_steps=2), **fields})
+    return Manifest(
+        **{
+            **dict(name="p", kind="mixture", robot=robot, network={}, n_obs_steps=2, horizon=4, n_action_steps=2),
+            **fields,
+        }
+    )
 
 
 @pytest.fixture
@@ -56,7 +61,9 @@ def test_one_flipped_byte_is_refused_with_the_files_name(name, pristine, tmp_pat
     folder = shutil.copytree(pristine, tmp_path / "policy")
     whole = (folder / name).read_bytes()
     for position in range(0, len(whole), max(1, len(whole) // 60)):
-        (folder / name).write_bytes(whole[:position] + bytes([whole[position] ^ (1 << position % 8)]) + whole[position + 1 :])
+        (folder / name).write_bytes(
+            whole[:position] + bytes([whole[position] ^ (1 << position % 8)]) + whole[position + 1 :]
+        )
         with pytest.raises(PolicyError, match=f"'{name}' is damaged or was edited"):
             Bundle.open(folder)
     (folder / name).write_bytes(whole)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ros-vdd convert`: sources become one store, added to where it exists; mistakes are told and leave no store behind."""
+"""`ros-vdd convert`: sources become one store, added to where it exists; mistakes are told and leave none behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ def root(tmp_path):
 
 
 def convert(root, *more, sources=("demos.zarr",), robot="toy.yaml", mapping=MAP):
-    arguments = ["convert", *(str(root / s) for s in sources), "--robot", str(root / robot), "--out", str(root / "store")]
+    arguments = [
+        "convert",
+        *(str(root / s) for s in sources),
+        "--robot",
+        str(root / robot),
+        "--out",
+        str(root / "store"),
+    ]
     return cli.run([*arguments, "--no-progress", *mapping, *more])
 
 
@@ -97,7 +104,15 @@ def test_pictures_of_another_size_are_told(root):
 
 def test_a_damaged_buffer_ends_with_one_message_and_status_two(root, capsys):
     (root / "demos.zarr" / "data" / "img" / "3.0.0.0").unlink()
-    arguments = ["convert", str(root / "demos.zarr"), "--robot", str(root / "toy.yaml"), "--out", str(root / "store"), "--no-progress"]
+    arguments = [
+        "convert",
+        str(root / "demos.zarr"),
+        "--robot",
+        str(root / "toy.yaml"),
+        "--out",
+        str(root / "store"),
+        "--no-progress",
+    ]
     assert cli.main([*arguments, *MAP]) == cli.USER_ERROR
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1 and "'img' lacks its chunk '3.0.0.0'" in told[0]

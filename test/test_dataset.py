@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training windows against a plain-Python oracle: history, chunk and mask at every frame, never across an episode's edge."""
+"""Training windows against a plain-Python oracle: history, chunk and mask, never across an edge of an episode."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def test_no_episode_is_an_error(store, tmp_path):
         split_episodes(len(EpisodeStore(tmp_path / "empty")), 0.1, 0)
 
 
-@pytest.mark.parametrize("count, fraction, held", [(1, 0.5, 0), (2, 0.99, 1), (100, 0.05, 5), (10, 0.0, 0), (4, 0.25, 1)])
+@pytest.mark.parametrize(
+    "count, fraction, held", [(1, 0.5, 0), (2, 0.99, 1), (100, 0.05, 5), (10, 0.0, 0), (4, 0.25, 1)]
+)
 def test_the_split_takes_each_episode_once(count, fraction, held):
     train, validation = split_episodes(count, fraction, seed=3)
     assert sorted(train + validation) == list(range(count))

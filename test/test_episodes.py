@@ -99,7 +99,9 @@ def test_a_place_without_a_store_is_told(tmp_path):
         EpisodeStore(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "format: ros_vdd/episodes/1\n", "format: [1\n", "format: ros_vdd/episodes/1\nrobot: 3\n"])
+@pytest.mark.parametrize(
+    "text", ["", "format: ros_vdd/episodes/1\n", "format: [1\n", "format: ros_vdd/episodes/1\nrobot: 3\n"]
+)
 def test_a_damaged_store_description_is_told(text, writer):
     (writer.root / "store.yaml").write_text(text)
     with pytest.raises(DataError, match="store.yaml"):
@@ -128,7 +130,9 @@ def test_damaged_episode_files_are_told(writer, arrays):
         EpisodeStore(writer.root)[0]["state"]
 
 
-@pytest.mark.parametrize("text", ["", "length: 5\n", "length: many\nmeta: {}\narrays: {}\n", "length: 5\nmeta: {}\narrays: {state: 3}\n"])
+@pytest.mark.parametrize(
+    "text", ["", "length: 5\n", "length: many\nmeta: {}\narrays: {}\n", "length: 5\nmeta: {}\narrays: {state: 3}\n"]
+)
 def test_damaged_episode_descriptions_are_told(text, writer, arrays):
     folder = writer.root / writer.add(arrays, {})
     (folder / "meta.yaml").write_text(text)

@@ -76,7 +76,9 @@ def robot(tmp_path):
 
 def policy(tmp_path, robot=toy.BLIND, **fields):
     values = dict(name="p", kind="mixture", robot=to_plain(robot), network={}, n_obs_steps=3, horizon=HORIZON)
-    return bundle.write(tmp_path / "policy", bundle.Manifest(**{**values, "n_action_steps": EXECUTED, "experts": 2, **fields}), {})
+    return bundle.write(
+        tmp_path / "policy", bundle.Manifest(**{**values, "n_action_steps": EXECUTED, "experts": 2, **fields}), {}
+    )
 
 
 @pytest.fixture
@@ -88,7 +90,9 @@ def parts(tmp_path, robot):
 def test_n_action_steps_are_executed_then_inference_runs_again(parts):
     env, runner, _ = parts
     result = evaluate.episode(env, runner, seed=5)
-    assert env.actions == [[1, 0], [1, 1], [1, 2], [2, 0], [2, 1], [2, 2], [3, 0]], "the last chunk ends with the episode"
+    assert env.actions == [[1, 0], [1, 1], [1, 2], [2, 0], [2, 1], [2, 2], [3, 0]], (
+        "the last chunk ends with the episode"
+    )
     assert (result.steps, len(result.latencies_ns)) == (STEPS, 3)
 
 
@@ -148,7 +152,12 @@ def test_the_figures_are_those_of_the_episodes(verb):
     assert [e["score"] for e in summary["per_episode"]] == [0.0, 0.1, 0.2, 0.3]
     assert (summary["score_mean"], summary["success_rate"]) == (0.15, 0.5)
     assert summary["score_std"] == pytest.approx(np.std([0.0, 0.1, 0.2, 0.3]), abs=1e-4)
-    assert (summary["env"], summary["episodes"], summary["seed"], summary["backend"]) == ("stand-in", 4, 100000, "onnxruntime")
+    assert (summary["env"], summary["episodes"], summary["seed"], summary["backend"]) == (
+        "stand-in",
+        4,
+        100000,
+        "onnxruntime",
+    )
 
 
 def test_scores_can_be_recorded_in_the_policy(verb, tmp_path):

@@ -208,7 +208,9 @@ def test_another_sampler_makes_another_policy_and_leaves_the_first(exported, tmp
     assert policies.load(made).config.sampler.solver == "euler"
     assert Bundle.open(before.path) == before
     inputs = backends.random_inputs(before, np.random.default_rng(0))
-    assert np.abs(backends.load(made).run(inputs)["actions"] - backends.load(before).run(inputs)["actions"]).max() > 1e-3
+    assert (
+        np.abs(backends.load(made).run(inputs)["actions"] - backends.load(before).run(inputs)["actions"]).max() > 1e-3
+    )
 
 
 def test_a_mixture_has_no_sampler_to_change(exported, tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From observation to chunk: the choice of an expert, seeds, refusals, and a thread in which the newest request wins."""
+"""From observation to chunk: the choice of an expert, seeds, refusals, and a thread where the newest request wins."""
 
 from __future__ import annotations
 
@@ -43,7 +43,14 @@ class Echo(Mixture):
 
 def opened(path, kind="mixture"):
     manifest = bundle.Manifest(
-        name="p", kind=kind, robot=to_plain(toy.SEEING), network={}, n_obs_steps=2, horizon=4, n_action_steps=2, experts=3
+        name="p",
+        kind=kind,
+        robot=to_plain(toy.SEEING),
+        network={},
+        n_obs_steps=2,
+        horizon=4,
+        n_action_steps=2,
+        experts=3,
     )
     return bundle.write(path / kind, manifest, {})
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every method of the folder: its loss falls, its teacher stays, its seed decides all. Then what single methods compute."""
+"""Every method of the folder: its loss falls, its teacher stays, its seed decides all; then what single ones do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def seeing(tmp_path_factory):
 def teacher(blind, tmp_path_factory):
     """The folder of a teacher that saw a few batches."""
     values = toy.config("score_matching", "diffusion", blind.root, {**SLOW, "steps": 60})
-    return TrainingRun(build(TrainConfig, values), str(tmp_path_factory.mktemp("teacher") / "policy"), progress=False).run()
+    return TrainingRun(
+        build(TrainConfig, values), str(tmp_path_factory.mktemp("teacher") / "policy"), progress=False
+    ).run()
 
 
 @pytest.fixture
@@ -154,7 +156,10 @@ def test_ems_temperature_softens_the_start_only(blind):
 @pytest.mark.parametrize("kind, module", [("mixture", em), ("diffusion", score_matching)])
 def test_what_stands_in_padded_steps_doesnt_matter(kind, module, blind):
     batch, policy = batch_of(blind), toy.network(kind)
-    padded = {**batch, "actions": torch.where(batch["mask"][:, :, None].bool(), batch["actions"], batch["actions"] + 0.3)}
+    padded = {
+        **batch,
+        "actions": torch.where(batch["mask"][:, :, None].bool(), batch["actions"], batch["actions"] + 0.3),
+    }
     if kind == "diffusion":  # the network itself sees padded numbers; only their error must not count
         policy.denoiser.forward = lambda x, sigma, condition: torch.zeros_like(x)
     method = module.Method(module.Options(), policy)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mixture: densities and responsibilities against float64, padding that counts for nothing, a gate that only looks on."""
+"""The mixture: densities and responsibilities against float64, padding that counts for nothing, a detached gate."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_expert_log_probs_are_those_of_torch_distributions(size):
 
 def test_responsibilities_ignore_shifted_logits():
     chunk, means, stds, log_gate = draw(14)
-    np.testing.assert_allclose(shares(chunk, means, stds, log_gate + 5.0), shares(chunk, means, stds, log_gate), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        shares(chunk, means, stds, log_gate + 5.0), shares(chunk, means, stds, log_gate), rtol=0, atol=1e-5
+    )
 
 
 def test_gating_ignores_shifted_logits():
@@ -133,7 +135,16 @@ def test_no_expert_is_narrower_than_the_configured_least():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"experts": 0}, {"min_std": 0.5}, {"n_action_steps": 9}, {"width": 0}, {"depth": -1}, {"dropout": 1.0}, {"gate_width": 0}]
+    "wrong",
+    [
+        {"experts": 0},
+        {"min_std": 0.5},
+        {"n_action_steps": 9},
+        {"width": 0},
+        {"depth": -1},
+        {"dropout": 1.0},
+        {"gate_width": 0},
+    ],
 )
 def test_sizes_without_meaning_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -141,7 +152,14 @@ def test_sizes_without_meaning_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sigma_data": 0.0}, {"width": 0}, {"sampler": {"rho": 0.0}}, {"sampler": {"steps": 0}}, {"sampler": {"sigma_min": 30.0}}]
+    "wrong",
+    [
+        {"sigma_data": 0.0},
+        {"width": 0},
+        {"sampler": {"rho": 0.0}},
+        {"sampler": {"steps": 0}},
+        {"sampler": {"sigma_min": 30.0}},
+    ],
 )
 def test_teachers_without_meaning_are_refused(wrong):
     name, value = next(iter(wrong.items()))

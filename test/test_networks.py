@@ -19,7 +19,9 @@ def randomised(module):
     """Take a network away from its start, where residual branches are silent."""
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+            parameter.copy_(
+                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
     return module.eval()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replay buffers (zarr v2, written here byte by byte) become episodes; every damage and every wrong map is one clear error."""
+"""Replay buffers (zarr v2, written here byte by byte) become episodes; every damage is one clear error."""
 
 from __future__ import annotations
 
@@ -157,7 +157,10 @@ def test_arrays_of_different_length_are_an_error(tmp_path):
 @pytest.mark.parametrize(
     "mapping, told",
     [
-        ({"state": "state"}, r"'state' of robot 'toy' has shape \(2,\), 'state'.*gives \(5,\).*--map state=state\[0:2\]"),
+        (
+            {"state": "state"},
+            r"'state' of robot 'toy' has shape \(2,\), 'state'.*gives \(5,\).*--map state=state\[0:2\]",
+        ),
         ({"state": "state[0:3]"}, r"gives \(3,\)"),
         ({"state": "state[4:6]"}, r"gives \(1,\)"),
         ({"state": "state[2:1]"}, r"gives \(0,\)"),

@@ -85,7 +85,7 @@ def test_same_noise_gives_the_same_chunk(name):
 
 
 def test_euler_is_ddim():
-    """x' = D + (s'/s) (x - D): noise kept in direction, scaled to the next level (DDIM equation 13, variance exploding)."""
+    """x' = D + (s'/s) (x - D): the noise keeps its direction (DDIM equation 13, variance exploding)."""
     x, sigmas = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None], karras_sigmas(6, LOW, HIGH)
     expected = x * sigmas[0]
     for now, then in zip(sigmas[:-1], sigmas[1:]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that was killed at any step and resumed is the unbroken one, bit by bit; a wrong or damaged state is refused."""
+"""A training killed at any step and resumed is the unbroken one, bit by bit; a wrong or damaged state is refused."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def test_a_process_that_is_really_killed_resumes(configured, stores, tmp_path):
     )
     arguments = ["train", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "killed"), "--no-progress"]
     root = Path(__file__).resolve().parents[1]
-    child = subprocess.run([sys.executable, "-c", code, *arguments], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    child = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert child.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed").exists()
     config = build(TrainConfig, values)
@@ -143,7 +145,9 @@ def test_a_run_killed_after_its_last_step_still_tells_its_validation(configured,
 
 
 @pytest.mark.parametrize(
-    "change", [{"loop": {"learning_rate": 1e-4}}, {"seed": 1}, {"options": {"temperature": 2.0}}], ids=["loop", "seed", "options"]
+    "change",
+    [{"loop": {"learning_rate": 1e-4}}, {"seed": 1}, {"options": {"temperature": 2.0}}],
+    ids=["loop", "seed", "options"],
 )
 def test_a_changed_configuration_refuses_the_checkpoint(change, configured, tmp_path):
     train_until(3, configured(), tmp_path / "policy")
@@ -226,7 +230,10 @@ def test_a_diverged_step_stops_before_it_spoils_the_checkpoint(spoil, configured
             return loss, figures
         return loss * float("nan"), {**figures, "loss": float("nan") if spoil == "loss" else 1.0}
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RosVddError, match=f"step 3: the {spoil}.* is nan; lower"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(RosVddError, match=f"step 3: the {spoil}.* is nan; lower"),
+    ):
         patch.setattr(em.Method, "loss", diverging)
         train(configured(loop={"checkpoint_every": 1}), tmp_path / "policy")
     train(configured(loop={"checkpoint_every": 1}), tmp_path / "policy")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VDD against an exact two-mode teacher: it finds the modes and widths, rests at the teacher, and stops gradients where it says."""
+"""VDD against an exact two-mode teacher: modes and widths found, at rest in the teacher, gradients stopped."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ def test_the_experts_loss_gives_the_gate_no_gradient():
 
 
 def test_the_gates_loss_gives_the_experts_no_gradient():
-    without, with_it = (gradients(Free([-0.4, 0.9], [0.3, 0.6]), batch=recorded(share=0.8), gate_weight=w) for w in (0.0, 1.0))
+    without, with_it = (
+        gradients(Free([-0.4, 0.9], [0.3, 0.6]), batch=recorded(share=0.8), gate_weight=w) for w in (0.0, 1.0)
+    )
     assert torch.equal(without["means"], with_it["means"]) and torch.equal(without["log_stds"], with_it["log_stds"])
     assert with_it["logits"].any()
 

@@ -31,7 +31,12 @@ _CAMERA = {"topic": "camera", "width": SIDE, "height": SIDE, "max_age_s": 0.5}
 BLIND: RobotSpec = robot_from_mapping(_BLIND)
 SEEING: RobotSpec = robot_from_mapping({**_BLIND, "cameras": {"top": _CAMERA}})
 
-SIZES = {"n_obs_steps": 2, "horizon": 4, "n_action_steps": 2, "vision": {"features": 2, "channels": [4, 8], "hidden": 8}}
+SIZES = {
+    "n_obs_steps": 2,
+    "horizon": 4,
+    "n_action_steps": 2,
+    "vision": {"features": 2, "channels": [4, 8], "hidden": 8},
+}
 NETWORKS = {
     "diffusion": {**SIZES, "width": 16, "depth": 1, "sampler": {"steps": 3, "solver": "heun"}},
     "mixture": {**SIZES, "experts": 2, "width": 16, "depth": 1, "gate_width": 8},
@@ -59,7 +64,9 @@ def arrays(robot: RobotSpec, length: int, rng: np.random.Generator) -> dict[str,
     return made
 
 
-def store(root: Path, robot: RobotSpec = BLIND, lengths: tuple[int, ...] = (9, 12, 7, 10), seed: int = 0) -> EpisodeStore:
+def store(
+    root: Path, robot: RobotSpec = BLIND, lengths: tuple[int, ...] = (9, 12, 7, 10), seed: int = 0
+) -> EpisodeStore:
     """Write a store with an episode of each length."""
     writer, rng = EpisodeWriter(root, robot), np.random.default_rng(seed)
     for length in lengths:
@@ -69,7 +76,14 @@ def store(root: Path, robot: RobotSpec = BLIND, lengths: tuple[int, ...] = (9, 1
 
 def config(method: str, kind: str, data: Path, loop: dict | None = None, **fields) -> dict:
     """Return a training configuration as plain values."""
-    few = {"batch_size": 8, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 2, "validate_every": 3, "validation_batches": 1}
+    few = {
+        "batch_size": 8,
+        "warmup_steps": 2,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "validate_every": 3,
+        "validation_batches": 1,
+    }
     return {
         "name": f"toy_{method}",
         "method": method,

@@ -57,7 +57,7 @@ class LabelledFrames:
     def __init__(self, camera: str, sources: Sequence[tuple[np.ndarray, np.ndarray]]):
         self.camera, self._sources = camera, list(sources)
         self._starts = np.cumsum([0] + [len(pictures) for pictures, _ in sources])
-        if any(len(p) != len(l) for p, l in sources) or not self._starts[-1]:
+        if any(len(pictures) != len(labels) for pictures, labels in sources) or not self._starts[-1]:
             raise DataError(f"'{camera}': pictures and labels differ in number, or there are none")
 
     def __len__(self) -> int:

@@ -98,7 +98,7 @@ class PolicyRunner:
 
 
 def _input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return an observation with its batch axis, or refuse it; a graph that clips may turn NaN into a number."""
+    """Return an observation with its batch axis, or refuse it; NaN, too: not every engine keeps it where a graph clips."""
     if name not in observation:
         raise EngineError(f"observation lacks '{name}'; it holds {', '.join(sorted(observation)) or 'nothing'}")
     array = observation[name]

@@ -115,3 +115,22 @@ def test_after_the_safe_action_motion_starts_from_the_measured_position_again():
     made.command(10 * DT, MEASURED)
     made.receive(dataclasses.replace(chunk(np.full((10, 2), 0.9)), stamp_ns=20 * DT))
     np.testing.assert_allclose(made.command(20 * DT, MEASURED).positions, MEASURED + 0.1)
+
+
+def test_the_safe_position_is_approached_at_the_largest_velocity_and_then_left_alone():
+    made = moving(safe="position", positions=(0.25, 0.0), max_velocity=[1.0, 1.0])
+    for k in range(1, 10):
+        last = made.command(k * DT, MEASURED).positions
+    commands = [made.command(k * DT, MEASURED).positions for k in range(10, 60)]
+    steps = [positions for positions in commands if positions is not None]
+    assert np.abs(np.diff([last, *steps], axis=0)).max() <= 0.1 + 1e-12
+    np.testing.assert_array_equal(steps[-1], (0.25, 0.0))
+    assert len(steps) < 15 and not made.moving
+
+
+def test_a_chunk_on_the_way_to_the_safe_position_goes_on_from_there():
+    made = moving(safe="position", positions=(-0.9, -0.9), max_velocity=[1.0, 1.0])
+    for k in range(1, 11):
+        step = made.command(k * DT, MEASURED).positions
+    made.receive(dataclasses.replace(chunk(np.full((10, 2), 0.9)), stamp_ns=11 * DT))
+    assert np.abs(made.command(11 * DT, MEASURED).positions - step).max() <= 0.1 + 1e-12

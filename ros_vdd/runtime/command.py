@@ -2,7 +2,8 @@
 """What the robot is commanded now: the action of a valid chunk, the declared safe action once, or nothing.
 
 Before the first valid chunk nothing is commanded. A robot fails towards stillness: the first instant without a valid
-chunk yields the safe action of the robot file, and every later one yields nothing until a valid chunk arrives.
+chunk yields the safe action of the robot file, and every later one yields nothing until a valid chunk arrives. A safe
+position is approached at `max_velocity`, which may take several commands.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Commander:
 
     @property
     def moving(self) -> bool:
-        """Whether the last command came from a chunk."""
+        """Whether the last command came from a chunk, or was a step towards the safe position."""
         return self._previous is not None
 
     def receive(self, chunk: ActionChunk | Refusal) -> Refusal | None:
@@ -86,7 +87,7 @@ class Commander:
         elapsed_ns = self._advance(now_ns)
         action = self._refused or self._buffer.at(now_ns)
         if isinstance(action, Refusal):
-            return self._stop(action, measured)
+            return self._stop(action, measured, elapsed_ns)
         if self.gate.limits_velocity:
             start = measured if self._previous is None else self._previous
             if start is None:
@@ -110,13 +111,16 @@ class Commander:
             return self._period_ns
         return now_ns - previous_ns
 
-    def _stop(self, refusal: Refusal, measured: np.ndarray | None) -> Command:
+    def _stop(self, refusal: Refusal, measured: np.ndarray | None, elapsed_ns: int) -> Command:
         """Return the safe action if the robot was being moved, else nothing."""
-        was_moving, self._previous = self.moving, None
-        if not was_moving or self._safe.kind == "stop":
+        previous, self._previous = self._previous, None
+        if previous is None or self._safe.kind == "stop":
             return Command(None, refusal)
         if self._safe.kind == "position":
-            return Command(np.asarray(self._safe.positions, dtype=np.float64), refusal)
+            target = np.asarray(self._safe.positions, dtype=np.float64)
+            step = self.gate.limit_step(target, previous, elapsed_ns)
+            self._previous = None if np.array_equal(step, target) else step
+            return Command(step, refusal)
         if measured is None:  # holding needs to know where; an old or invented position would be a motion
             return Command(None, Refusal(refusal.code, f"{refusal.detail}; no fresh measured position to hold"))
         return Command(measured, refusal)

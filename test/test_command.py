@@ -103,6 +103,13 @@ def test_the_first_command_ramps_from_the_measured_position():
     np.testing.assert_allclose(made.command(DT, MEASURED).positions, MEASURED + 0.2)
 
 
+def test_a_pause_of_the_process_is_not_made_up_for_by_a_leap():
+    made = commander(max_velocity=[1.0, 1.0])
+    made.receive(chunk(np.full((10, 2), 0.9)))
+    first = made.command(0, MEASURED).positions
+    np.testing.assert_allclose(made.command(5 * DT, MEASURED).positions, first + 0.1)
+
+
 def test_the_ramp_waits_for_a_measured_position():
     made = commander(max_velocity=[1.0, 1.0])
     made.receive(PLAN)

@@ -103,13 +103,16 @@ class Commander:
         return self.gate.check(chunk)
 
     def _advance(self, now_ns: int) -> int:
-        """Return the time since the previous command; a clock that ran backwards voids every plan."""
+        """Return the time a step may take: since the previous command, but a pause of this process isn't made up for.
+
+        A clock that ran backwards voids every plan.
+        """
         previous_ns, self._now_ns = self._now_ns, now_ns
         if previous_ns is not None and now_ns < previous_ns:
             self._buffer.clear()
         if previous_ns is None or self._previous is None or now_ns < previous_ns:
             return self._period_ns
-        return now_ns - previous_ns
+        return min(now_ns - previous_ns, max(self._period_ns, self._dt_ns))
 
     def _stop(self, refusal: Refusal, measured: np.ndarray | None, elapsed_ns: int) -> Command:
         """Return the safe action if the robot was being moved, else nothing."""

@@ -35,8 +35,9 @@ def test_a_profile_ends_the_warning(name):
         ({}, "rmw_fastrtps_cpp"),
         (VGA, "rmw_zenoh_cpp"),
         ({**VGA, "type": "sensor_msgs/msg/CompressedImage"}, "rmw_fastrtps_cpp"),
+        ({**VGA, "encoding": "mono8"}, "rmw_fastrtps_cpp"),
     ],
-    ids=["small images", "another middleware", "compressed images"],
+    ids=["small images", "another middleware", "compressed images", "grey images"],
 )
 def test_what_needs_no_profile_gets_no_warning(camera, rmw):
     assert image_problem(robot(**camera), rmw, {}) is None

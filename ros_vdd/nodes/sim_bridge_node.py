@@ -36,7 +36,7 @@ PARAMETERS = (
     Parameter("command_timeout_s", 30.0, "how long to wait for a command [s]", 0.1, 3600.0),
     Parameter("quiet_s", 0.5, "real time: pause of the commands before a new episode [s]", 0.0, 60.0),
     Parameter("await_result_reader", False, "begin only when somebody listens to ~/result"),
-    Parameter("reset_service", "", "std_srvs/Trigger called before each episode, such as policy_node/reset; empty for none"),
+    Parameter("reset_service", "", "std_srvs/Trigger called before each episode, such as policy_node/reset; or none"),
 )
 GOODBYE = Duration(seconds=5)  # for readers to take a result before the process may end
 
@@ -99,7 +99,8 @@ class SimBridgeNode(Node):
         self._episode.publish(json_message({"episode": number, "of": self.settings.episodes, "seed": seed}))
         result = run_episode(self.env, seed, self.pace, self.robot.dt_ns)
         self._result.publish(json_message({"episode": number, "of": self.settings.episodes, **_plain(result)}))
-        self.get_logger().info(f"episode {number} (seed {seed}): score {result.score:.3f} in {len(result.actions)} steps")
+        outcome = f"score {result.score:.3f} in {len(result.actions)} steps"
+        self.get_logger().info(f"episode {number} (seed {seed}): {outcome}")
         self._result.wait_for_all_acked(GOODBYE)
 
     def _call_reset(self) -> None:

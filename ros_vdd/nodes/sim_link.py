@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,12 @@ class SimLink:
         self._node, self._robot = node, robot
         self._commands: deque[Command] = deque(maxlen=KEPT_COMMANDS)
         self._changed, self._ended = threading.Condition(), threading.Event()
-        self._cameras = {f"images.{n}": (c, node.create_publisher(Image, c.topic, COMMAND_QOS)) for n, c in robot.cameras.items()}
-        self._states = {n: (s, node.create_publisher(JointState, s.topic, COMMAND_QOS)) for n, s in robot.states.items()}
+        publisher = partial(node.create_publisher, qos_profile=COMMAND_QOS)
+        self._cameras = {f"images.{n}": (c, publisher(Image, c.topic)) for n, c in robot.cameras.items()}
+        self._states = {n: (s, publisher(JointState, s.topic)) for n, s in robot.states.items()}
         self._clock = node.create_publisher(Clock, "/clock", COMMAND_QOS) if publish_clock else None
-        self._commanded = node.create_subscription(CLASSES[robot.action.type], robot.action.topic, self._receive, COMMAND_QOS)
+        kind, topic = CLASSES[robot.action.type], robot.action.topic
+        self._commanded = node.create_subscription(kind, topic, self._receive, COMMAND_QOS)
         self._refuse_unpublishable(publish_clock)
 
     def now_ns(self) -> int:
@@ -115,7 +118,8 @@ class SimLink:
             if self.now_ns() > limit_ns:
                 raise EnvError(
                     f"nobody at the other end of {', '.join(alone)} within {timeout_s:g} s. Expected policy_node and "
-                    "chunk_executor_node in the same ROS_DOMAIN_ID and namespace; `ros2 topic info -v TOPIC` shows who is there"
+                    "chunk_executor_node in the same ROS_DOMAIN_ID and namespace; "
+                    "`ros2 topic info -v TOPIC` shows who is there"
                 )
             self.sleep_until(self.now_ns() + 50_000_000)
         self.sleep_until(self.now_ns() + round(MATCHING_S * 1e9))
@@ -151,4 +155,5 @@ class SimLink:
             if camera.type != "sensor_msgs/msg/Image" or camera.output_shape != (camera.height, camera.width, 3):
                 raise ConfigError(f"'{name}': a simulated camera is published as a whole, uncompressed Image")
         if lock_step and self._robot.action.type == "std_msgs/msg/Float64MultiArray":
-            raise ConfigError(f"'{self._commanded.topic_name}' carries no stamp; lock-step needs JointTrajectory or JointState")
+            topic = self._commanded.topic_name
+            raise ConfigError(f"'{topic}' carries no stamp; lock-step needs JointTrajectory or JointState")

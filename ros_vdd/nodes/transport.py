@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ros_vdd.streams.image_codec import CHANNELS
 from ros_vdd.streams.spec import RobotSpec
 
 DEFAULT_SEGMENT_BYTES = 512 << 10  # shared-memory segment of Fast DDS without a profile, 2.x and 3.x
@@ -21,12 +22,13 @@ def image_problem(robot: RobotSpec, rmw: str, environment: Mapping[str, str]) ->
     """
     if "fastrtps" not in rmw or any(environment.get(name) for name in PROFILE_VARIABLES):
         return None
-    raw = {name: c.width * c.height * 3 for name, c in robot.cameras.items() if c.type == "sensor_msgs/msg/Image"}
-    large = [name for name, size in raw.items() if size > DEFAULT_SEGMENT_BYTES]
+    raw = [(name, c) for name, c in robot.cameras.items() if c.type == "sensor_msgs/msg/Image"]
+    sizes = {name: c.width * c.height * CHANNELS[c.encoding] for name, c in raw}
+    large = [name for name, size in sizes.items() if size > DEFAULT_SEGMENT_BYTES]
     if not large:
         return None
     return (
-        f"raw images of {', '.join(large)} have up to {max(raw.values())} bytes, and Fast DDS without a profile loses "
-        f"what is larger than {DEFAULT_SEGMENT_BYTES}: set {PROFILE_VARIABLES[0]} ({PROFILE_VARIABLES[1]} up to Jazzy) "
+        f"raw images of {', '.join(large)} have up to {max(sizes.values())} bytes, and Fast DDS without a profile "
+        f"loses what is larger than {DEFAULT_SEGMENT_BYTES}: set {PROFILE_VARIABLES[0]} ({PROFILE_VARIABLES[1]} up to Jazzy) "
         "to config/fastdds.xml of ros_vdd, here and for the camera driver; the launch files do it for their nodes"
     )

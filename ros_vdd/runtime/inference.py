@@ -98,7 +98,7 @@ class PolicyRunner:
 
 
 def _input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return an observation with its batch axis, or refuse it; NaN, too: not every engine keeps it where a graph clips."""
+    """Return an observation with its batch axis, or refuse it; NaN too, which a clip in a graph may hide."""
     if name not in observation:
         raise EngineError(f"observation lacks '{name}'; it holds {', '.join(sorted(observation)) or 'nothing'}")
     array = observation[name]

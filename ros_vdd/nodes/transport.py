@@ -30,5 +30,6 @@ def image_problem(robot: RobotSpec, rmw: str, environment: Mapping[str, str]) ->
     return (
         f"raw images of {', '.join(large)} have up to {max(sizes.values())} bytes, and Fast DDS without a profile "
         f"loses what is larger than {DEFAULT_SEGMENT_BYTES}: set {PROFILE_VARIABLES[0]} ({PROFILE_VARIABLES[1]} "
-        "up to Jazzy) to config/fastdds.xml of ros_vdd, here and for the camera driver; the launch files do it for their nodes"
+        "up to Jazzy) to config/fastdds.xml of ros_vdd, here and for the camera driver; the launch files do it for "
+        "their nodes"
     )

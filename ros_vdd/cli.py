@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, 2 for a user's mistake (told in one message), 130 when interrupted."""
     try:
         return run(sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (RosVddError, OSError) as error:  # OSError: no permission, no space, a file where a folder should be
         print(f"ros-vdd: {error}", file=sys.stderr)
         return USER_ERROR

@@ -89,7 +89,7 @@ def parts(tmp_path, robot):
 
 def test_n_action_steps_are_executed_then_inference_runs_again(parts):
     env, runner, _ = parts
-    result = evaluate.episode(env, runner, seed=5)
+    result = evaluate.episode(env, runner, seed=5, replan_steps=runner.bundle.n_action_steps)
     assert env.actions == [[1, 0], [1, 1], [1, 2], [2, 0], [2, 1], [2, 2], [3, 0]], (
         "the last chunk ends with the episode"
     )
@@ -98,7 +98,7 @@ def test_n_action_steps_are_executed_then_inference_runs_again(parts):
 
 def test_the_history_starts_with_the_first_frame_repeated(parts):
     env, runner, engine = parts
-    evaluate.episode(env, runner, seed=5)
+    evaluate.episode(env, runner, seed=5, replan_steps=runner.bundle.n_action_steps)
     steps = [[int(step) for _, step in state] for state in engine.states]
     assert steps == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
 
@@ -106,7 +106,7 @@ def test_the_history_starts_with_the_first_frame_repeated(parts):
 def test_no_frame_of_one_episode_is_seen_in_the_next(parts):
     env, runner, engine = parts
     for seed in (5, 6):
-        evaluate.episode(env, runner, seed)
+        evaluate.episode(env, runner, seed, runner.bundle.n_action_steps)
     assert [{int(s) for s, _ in state} for state in engine.states] == [{5}] * 3 + [{6}] * 3
 
 
@@ -116,7 +116,7 @@ def test_each_episode_has_randomness_of_its_own_seed(parts):
     chosen = []
     for seed in (11, 12, 11):
         env.actions.clear()
-        evaluate.episode(env, runner, seed)
+        evaluate.episode(env, runner, seed, runner.bundle.n_action_steps)
         chosen.append([action[0] > 25 for action in env.actions])
     assert chosen[0] == chosen[2]
 
@@ -141,7 +141,7 @@ def test_the_json_has_the_keys_that_are_promised(verb):
     summary = verb("--episodes", "3")
     promised = "env episodes seed backend success_rate score_mean score_std mode_entropy nfe latency_ms".split()
     assert [k for k in summary if k in promised] == promised
-    assert set(summary) - set(promised) == {"choice", "per_episode"}
+    assert set(summary) - set(promised) == {"choice", "replan_steps", "per_episode"}
     assert list(summary["latency_ms"]) == ["p50", "p99", "mean"]
     assert summary["mode_entropy"] is None and summary["nfe"] == 1
 
@@ -193,12 +193,12 @@ def test_an_answer_that_isnt_finite_ends_the_episode_with_the_reason(parts):
     env, runner, engine = parts
     engine.run = lambda inputs: {"means": np.full((1, 2, HORIZON, 2), np.nan), "log_gate": np.zeros((1, 2))}
     with pytest.raises(EngineError, match="NaN"):
-        evaluate.episode(env, runner, 0)
+        evaluate.episode(env, runner, 0, runner.bundle.n_action_steps)
     assert env.actions == []
 
 
 def test_a_choice_is_reported_for_mixtures_only(tmp_path):
-    args = argparse.Namespace(env="e", seed=0, backend="b", choice="argmax")
+    args = argparse.Namespace(env="e", seed=0, backend="b", replan_steps=0, choice="argmax")
     results = [evaluate.EpisodeResult(0, 0.5, False, 3, (1_000_000,))]
     diffusion = policy(tmp_path, kind="diffusion", nfe=19, experts=None)
     summary = evaluate.summarise(results, None, diffusion, args)

@@ -13,6 +13,7 @@ import toy  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.methods import vdd  # noqa: E402
 from ros_vdd.policies.mixture import Mixture  # noqa: E402
+from ros_vdd.policies.normalizer import Normalizer  # noqa: E402
 
 MODE, STD = 1.2, 0.2
 
@@ -172,3 +173,50 @@ def test_the_teacher_is_asked_at_levels_inside_the_range_only():
 def test_options_without_meaning_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         vdd.Options(**wrong)
+
+
+class Recording(TwoModes):
+    """A teacher that keeps the observations it is shown."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self._seen = seen
+
+    def condition(self, batch):
+        self._seen.append(batch)
+        return batch["state"].flatten(1)
+
+
+class RecordingStudent(Free):
+    """A student that keeps the observations it is shown, in order."""
+
+    def __init__(self, seen):
+        super().__init__([-1.0, 1.0], [0.5, 0.5])
+        self._seen = seen
+        self.state_normalizer = Normalizer(2)
+
+    def condition(self, batch):
+        self._seen.append(batch)
+        return batch["state"].flatten(1)
+
+
+def shown(noise):
+    """Return the batch and what student and teacher were shown of it: student, teacher, then the student's gate."""
+    seen = []
+    batch = {**recorded(8), "state": torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(1))}
+    method = vdd.Method(vdd.Options(observation_noise=noise), RecordingStudent(seen), Recording(seen))
+    method.loss(batch, torch.Generator().manual_seed(0))
+    return batch["state"], [observation["state"] for observation in seen]
+
+
+def test_observation_noise_moves_student_and_teacher_and_all_ticks_alike():
+    state, (student, teacher, gate) = shown(noise=0.5)
+    assert torch.equal(student, teacher) and torch.equal(gate, state)
+    offsets = student - state
+    assert (offsets != 0).all()
+    torch.testing.assert_close(offsets, offsets[:, :1].expand_as(offsets))
+
+
+def test_without_observation_noise_the_recorded_observation_is_used():
+    state, seen = shown(noise=0.0)
+    assert len(seen) == 2 and all(torch.equal(observation, state) for observation in seen)

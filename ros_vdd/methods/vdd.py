@@ -34,7 +34,11 @@ NEEDS_TEACHER = True
 
 @dataclass(frozen=True)
 class Options:
-    """Samples an expert and the teacher's noise levels, in normalised action units."""
+    """Samples an expert and the teacher's noise levels, in normalised action units.
+
+    `observation_noise` moves joint states and cached features by N(0, observation_noise^2) of half their range, alike in all
+    ticks of a history, where the experts meet the teacher: the teacher answers anywhere, demonstrations are few.
+    """
 
     samples: int = 2
     sigma_min: float = 0.1
@@ -43,12 +47,15 @@ class Options:
     gate_floor: float = 0.02
     gate_weight: float = 1.0
     likelihood_weight: float = 0.0
+    observation_noise: float = 0.0
 
     def __post_init__(self):
         if self.samples < 1 or not 0 < self.sigma_min <= self.sigma_max:
             raise ConfigError("'samples' must be at least 1 and 0 < 'sigma_min' <= 'sigma_max'")
-        if not 0 <= self.gate_floor < 1 or self.gate_weight < 0 or self.likelihood_weight < 0:
-            raise ConfigError("'gate_floor' must be in [0, 1), 'gate_weight' and 'likelihood_weight' at least 0")
+        if not 0 <= self.gate_floor < 1 or min(self.gate_weight, self.likelihood_weight, self.observation_noise) < 0:
+            raise ConfigError(
+                "'gate_floor' must be in [0, 1), 'gate_weight', 'likelihood_weight' and 'observation_noise' at least 0"
+            )
 
 
 class Method:
@@ -59,11 +66,13 @@ class Method:
 
     def loss(self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return L_experts + gate_weight L_gate + likelihood_weight L_EM."""
-        mixture = self.policy.mixture(self.policy.condition(batch))
+        moved = self._moved(batch, generator)
+        mixture = self.policy.mixture(self.policy.condition(moved))
         with torch.no_grad():
-            condition = self.teacher.condition(batch)
+            condition = self.teacher.condition(moved)
         experts = self._experts(mixture, condition, generator)
-        gate, likelihood = self._recorded(mixture, batch)
+        recorded = mixture if moved is batch else self.policy.mixture(self.policy.condition(batch))
+        gate, likelihood = self._recorded(recorded, batch)
         loss = experts + self.options.gate_weight * gate + self.options.likelihood_weight * likelihood
         figures = {"loss": loss.item(), "experts": experts.item(), "gate": gate.item(), "likelihood": -likelihood.item()}
         return loss, {**figures, "std": mixture.stds.detach().mean().item(), **usage(mixture.log_gate)}
@@ -73,6 +82,17 @@ class Method:
         """Return the loss and the root mean square error of the favourite expert against the recorded chunk."""
         _, figures = self.loss(batch, generator)
         return {**figures, "action_rmse": best_expert_rmse(self.policy, batch)}
+
+    def _moved(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the batch with observations moved by `observation_noise`, or itself where that is 0."""
+        if not self.options.observation_noise:
+            return batch
+        moved = dict(batch)
+        for name in sorted({"features", "state"} & batch.keys()):
+            size = self.options.observation_noise * torch.randn(batch[name][:, :1].shape, generator=generator)
+            units = self.policy.state_normalizer
+            moved[name] = batch[name] + (size * (units.high - units.low) / 2 if name == "state" else size)
+        return moved
 
     def _experts(self, mixture: Mixture, condition: Tensor, generator: torch.Generator) -> Tensor:
         """Return L_experts; samples have shape (B, K, V, D)."""

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode; the next has one more")
     parser.add_argument("--backend", default="onnxruntime", help="engine: " + ", ".join(backends.names()))
     parser.add_argument("--choice", default="argmax", choices=CHOICES, help="how an expert of a mixture is chosen")
+    parser.add_argument("--replan-steps", type=int, default=0, help="actions executed of a chunk (default: the policy's n_action_steps)")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
     parser.add_argument("--video", metavar="FILE", help="write the first episode as .gif, with the predicted chunks")
     parser.add_argument("--record-scores", metavar="NAME", help="add the scores to policy.yaml under this name")
@@ -59,12 +60,15 @@ def run(args: argparse.Namespace) -> int:
     if args.video and Path(args.video).suffix.lower() != ".gif":
         raise ConfigError(f"'{args.video}': videos are written as .gif; give a name that ends so")
     bundle = Bundle.open(find("models", args.policy))
+    replan_steps = args.replan_steps or bundle.n_action_steps
+    if not 1 <= replan_steps <= bundle.horizon:
+        raise ConfigError(f"'replan-steps' is {replan_steps}; a chunk of this policy has 1 to {bundle.horizon} actions")
     env = envs.make(args.env)
     runner = make_runner(bundle, env.robot, args.backend, args.choice, args.seed)
     recorder = _recorder(args.video)
     results = []
     for index in tqdm(range(args.episodes), unit="episode", disable=args.no_progress):
-        results.append(episode(env, runner, args.seed + index, recorder if index == 0 else None))
+        results.append(episode(env, runner, args.seed + index, replan_steps, recorder if index == 0 else None))
     if recorder is not None:
         recorder.write(Path(args.video))
     summary = summarise(results, env, bundle, args)
@@ -89,13 +93,13 @@ def make_runner(bundle: Bundle, robot: str, backend: str, choice: str, seed: int
     return PolicyRunner(bundle, backends.load(bundle, backend), choice, seed)
 
 
-def episode(env: envs.Env, runner: PolicyRunner, seed: int, recorder=None) -> EpisodeResult:
-    """Play one episode: infer, execute `n_action_steps`, and again; the history starts with the first frame repeated."""
+def episode(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int, recorder=None) -> EpisodeResult:
+    """Play one episode: infer, execute `replan_steps` actions, and again; the history starts with the first frame repeated."""
     runner.reset(seed)
     latencies, steps = [], 0
     for history, prediction in _decisions(env, runner, seed):
         latencies.append(prediction.latency_ns)
-        for action in prediction.actions[: runner.bundle.n_action_steps]:
+        for action in prediction.actions[:replan_steps]:
             if recorder is not None:
                 recorder.add(env, prediction, steps)
             history.append(env.step(action))
@@ -123,6 +127,7 @@ def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args:
         "seed": args.seed,
         "backend": args.backend,
         "choice": args.choice if bundle.kind == "mixture" else None,
+        "replan_steps": args.replan_steps or bundle.n_action_steps,
         "success_rate": round(float(np.mean([r.success for r in results])), 4),
         "score_mean": round(float(scores.mean()), 4),
         "score_std": round(float(scores.std()), 4),

@@ -4,7 +4,7 @@
 For each expert z, with a = mu_z + std_z n, D numbers in a chunk and sg = stop-gradient:
 
     L_experts = -1/D sum_z sg[q(z|s)] ( sg[g(a, s)]^T a + ln q~(z|a,s) + H(q(.|s,z)) )      g = (D(a; s, sigma) - a) / sigma^2
-    L_gate    = -sum_z sg[q~(z|a*,s)] ln q(z|s)                                          a* a recorded chunk
+    L_gate    = -sum_z sg[q~(z|a*,s)] ln q(z|s)                                          a* a recorded (or the teacher's) chunk
     ln q~(z|a,s) = l_z - logsumexp_j l_j                                                 parameters inside q~ are detached
 
 Source: Zhou et al. 2024 (VDD, arXiv 2406.12538), section 3 and algorithm 1. Differs: whole chunks (our own), responsibilities by
@@ -36,6 +36,7 @@ NEEDS_TEACHER = True
 class Options:
     """Samples an expert and the teacher's noise levels, in normalised action units.
 
+    `targets`: the chunks a* that gate and likelihood learn from, recorded ones or ones that the teacher samples.
     `observation_noise` moves joint states and cached features by N(0, observation_noise^2) of half their range, alike in all
     ticks of a history, where the experts meet the teacher: the teacher answers anywhere, demonstrations are few.
     """
@@ -45,17 +46,20 @@ class Options:
     sigma_max: float = 0.5
     noise: Literal["matched", "clean"] = "matched"
     gate_floor: float = 0.02
+    expert_weight: float = 1.0
     gate_weight: float = 1.0
     likelihood_weight: float = 0.0
+    targets: Literal["recorded", "teacher"] = "recorded"
     observation_noise: float = 0.0
 
     def __post_init__(self):
         if self.samples < 1 or not 0 < self.sigma_min <= self.sigma_max:
             raise ConfigError("'samples' must be at least 1 and 0 < 'sigma_min' <= 'sigma_max'")
-        if not 0 <= self.gate_floor < 1 or min(self.gate_weight, self.likelihood_weight, self.observation_noise) < 0:
-            raise ConfigError(
-                "'gate_floor' must be in [0, 1), 'gate_weight', 'likelihood_weight' and 'observation_noise' at least 0"
-            )
+        if not 0 <= self.gate_floor < 1:
+            raise ConfigError(f"'gate_floor' is {self.gate_floor}; expected 0 up to below 1")
+        for name in ("expert_weight", "gate_weight", "likelihood_weight", "observation_noise"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}; expected at least 0")
 
 
 class Method:
@@ -65,15 +69,19 @@ class Method:
         self.options, self.policy, self.teacher = options, policy, teacher
 
     def loss(self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 0.0) -> tuple[Tensor, dict]:
-        """Return L_experts + gate_weight L_gate + likelihood_weight L_EM."""
-        moved = self._moved(batch, generator)
+        """Return expert_weight L_experts + gate_weight L_gate + likelihood_weight L_EM."""
+        options, moved = self.options, self._moved(batch, generator)
         mixture = self.policy.mixture(self.policy.condition(moved))
         with torch.no_grad():
             condition = self.teacher.condition(moved)
-        experts = self._experts(mixture, condition, generator)
-        recorded = mixture if moved is batch else self.policy.mixture(self.policy.condition(batch))
-        gate, likelihood = self._recorded(recorded, batch)
-        loss = experts + self.options.gate_weight * gate + self.options.likelihood_weight * likelihood
+        experts = self._experts(mixture, condition, generator) if options.expert_weight else mixture.means.new_zeros(())
+        if options.targets == "teacher":
+            chunk, mask, answer = self._sampled(condition, generator), None, mixture
+        else:
+            chunk, mask = self.policy.from_chunk(batch["actions"]), flat_mask(batch)[:, None]
+            answer = mixture if moved is batch else self.policy.mixture(self.policy.condition(batch))
+        gate, likelihood = _towards(chunk, mask, answer)
+        loss = options.expert_weight * experts + options.gate_weight * gate + options.likelihood_weight * likelihood
         figures = {"loss": loss.item(), "experts": experts.item(), "gate": gate.item(), "likelihood": -likelihood.item()}
         return loss, {**figures, "std": mixture.stds.detach().mean().item(), **usage(mixture.log_gate)}
 
@@ -125,11 +133,16 @@ class Method:
         own = responsibilities(log_gate[:, None, None], log_probs)
         return own.diagonal(dim1=1, dim2=3).transpose(1, 2)
 
-    def _recorded(self, mixture: Mixture, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the gate's cross-entropy and the mixture's negative log-likelihood a number, on recorded chunks."""
-        chunk, mask = self.policy.from_chunk(batch["actions"]), flat_mask(batch)[:, None]
-        log_probs = expert_log_probs(chunk[:, None], mixture.means, mixture.stds, mask)
-        shares = responsibilities(mixture.log_gate, log_probs).exp().detach()
-        gate = -(shares * mixture.log_gate).sum(dim=1).mean()
-        likelihood = -(mixture.log_gate + log_probs).logsumexp(dim=1).mean() / mixture.means.shape[-1]
-        return gate, likelihood
+    @torch.no_grad()
+    def _sampled(self, condition: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a chunk `(B, D)` of the teacher for each observation, by its own sampler."""
+        return self.teacher.sample(condition, torch.randn(len(condition), self.policy.chunk_size, generator=generator))
+
+
+def _towards(chunk: Tensor, mask: Tensor | None, mixture: Mixture) -> tuple[Tensor, Tensor]:
+    """Return the gate's cross-entropy and the mixture's negative log-likelihood a number, on chunks `(B, D)`."""
+    log_probs = expert_log_probs(chunk[:, None], mixture.means, mixture.stds, mask)
+    shares = responsibilities(mixture.log_gate, log_probs).exp().detach()
+    gate = -(shares * mixture.log_gate).sum(dim=1).mean()
+    likelihood = -(mixture.log_gate + log_probs).logsumexp(dim=1).mean() / mixture.means.shape[-1]
+    return gate, likelihood

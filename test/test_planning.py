@@ -51,9 +51,10 @@ class Mailbox:
 class Robot:
     """A planner with its runner and mailbox, and the plans that came out."""
 
-    def __init__(self):
+    def __init__(self, settle_s=0.0):
         self.runner, self.plans, spec = Runner(), [], robot()
-        self.planner = Planner(spec, Observer(spec, 2), self.runner, 7, REPLAN, self.plans.append, Mailbox)
+        observer = Observer(spec, 2)
+        self.planner = Planner(spec, observer, self.runner, 7, REPLAN, self.plans.append, settle_s, Mailbox)
         self.mailbox = self.planner._mailbox
 
     def observe(self, stamp_ns):
@@ -140,3 +141,58 @@ def test_a_stopped_planner_publishes_nothing_more():
     robot.planner.stop()
     robot.mailbox.run()
     assert robot.plans == []
+
+
+def seen_position(robot):
+    """Return joint a's newest position in the observation that is waiting for inference."""
+    return float(robot.mailbox.request.arrays["state"][-1, 0])
+
+
+def begun(settle_s):
+    """Return a robot that has planned at T0 with joint a at 0, and is due again at T0 + REPLAN periods."""
+    robot = Robot(settle_s)
+    robot.observe(T0)
+    robot.mailbox.run()
+    robot.planner.push_joint_state("arm", joints(T0 + (REPLAN - 1) * DT, a=0.3), T0, 0.0)
+    return robot
+
+
+def test_an_image_that_overtakes_its_joint_state_waits_for_it():
+    robot, tick = begun(settle_s=0.02), T0 + REPLAN * DT
+    robot.planner.push_image("top", image(tick), tick, 1.000)
+    assert robot.mailbox.request is None and robot.planner.waiting
+    robot.planner.push_joint_state("arm", joints(tick, a=0.5), tick, 1.005)
+    assert seen_position(robot) == 0.5 and not robot.planner.waiting
+    assert robot.mailbox.request.received_s == 1.000
+
+
+def test_the_order_of_arrival_within_the_wait_changes_no_observation():
+    observations = []
+    for image_first in (True, False):
+        robot, tick = begun(settle_s=0.02), T0 + REPLAN * DT
+        pushes = [
+            lambda: robot.planner.push_image("top", image(tick, value=9), tick, 1.0),
+            lambda: robot.planner.push_joint_state("arm", joints(tick, a=0.5), tick, 1.0),
+        ]
+        for push in pushes if image_first else reversed(pushes):
+            push()
+        observations.append(robot.mailbox.request.arrays)
+    for name, array in observations[0].items():
+        np.testing.assert_array_equal(array, observations[1][name])
+
+
+def test_a_stream_slower_than_the_policy_is_waited_for_no_longer_than_settle_s():
+    robot, tick = begun(settle_s=0.02), T0 + REPLAN * DT
+    robot.planner.push_image("top", image(tick), tick, 1.000)
+    robot.planner.poll(1.019)
+    assert robot.mailbox.request is None
+    robot.planner.poll(1.020)
+    assert seen_position(robot) == np.float32(0.3)
+
+
+def test_images_faster_than_joint_states_do_not_begin_the_wait_anew():
+    robot, tick = begun(settle_s=0.02), T0 + REPLAN * DT
+    for late_ms in (0, 10, 20):
+        stamp = tick + late_ms * 1_000_000
+        robot.planner.push_image("top", image(stamp), stamp, 1.0 + late_ms / 1000)
+    assert robot.mailbox.request.stamp_ns == tick + 20_000_000

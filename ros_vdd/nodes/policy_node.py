@@ -39,6 +39,7 @@ PARAMETERS = (
     Parameter("choice", "argmax", "which expert acts: the likeliest, or one drawn", choices=("argmax", "sample")),
     Parameter("seed", 0, "of everything drawn at random; set again by ~/reset", 0, 2**31 - 1),
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
+    Parameter("settle_s", 0.02, "how long a plan waits for streams that have brought nothing from its tick yet", 0.0, 1.0),
     Parameter("equal_stamps", False, "lock-step: use only ticks at which every stream has the same stamp"),
 )
 STATUS_PERIOD_S = 0.1
@@ -63,12 +64,16 @@ class PolicyNode(Node):
         self._chunk_publisher = self.create_publisher(JointTrajectory, "action_chunk", COMMAND_QOS)
         self._prediction_publisher = self.create_publisher(String, "~/prediction", COMMAND_QOS)
         observer = Observer(self._robot, bundle.n_obs_steps, parameters.equal_stamps)
-        self._planner = Planner(self._robot, observer, runner, parameters.seed, replan_steps, self._publish)
+        self._planner = Planner(
+            self._robot, observer, runner, parameters.seed, replan_steps, self._publish, parameters.settle_s
+        )
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulation that stands still is told about, too
+        self._settle_timer = self.create_timer(max(parameters.settle_s, 0.001), self._poll, clock=steady)
+        self._settle_timer.cancel()
         self._subscribe()
         if problem := image_problem(self._robot, get_rmw_implementation_identifier(), os.environ):
             self.get_logger().warning(problem)
         self.create_service(Trigger, "~/reset", self._reset)
-        steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulation that stands still is told about, too
         self.create_timer(STATUS_PERIOD_S, self._update_status, clock=steady)
         self.create_timer(1.0, self._diagnose, clock=steady)
 
@@ -88,6 +93,13 @@ class PolicyNode(Node):
 
     def _take(self, push: Callable[..., None], stream: str, message: Any) -> None:
         push(stream, message, self.get_clock().now().nanoseconds, time.perf_counter())
+        if self._planner.waiting and self._settle_timer.is_canceled():
+            self._settle_timer.reset()
+
+    def _poll(self) -> None:
+        """Plan at the end of a wait, also when no further message comes."""
+        self._settle_timer.cancel()
+        self._planner.poll(time.perf_counter())
 
     def _publish(self, plan: Plan) -> None:
         """Publish a chunk, then what belongs to it but not into the command."""

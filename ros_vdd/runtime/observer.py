@@ -96,6 +96,10 @@ class Observer:
             intake.forget_refusal()
         return Observation(self._arrays(samples), tick_ns, ages)
 
+    def settled(self, tick_ns: int) -> bool:
+        """Tell whether every stream has brought a sample from the tick or later: none that belongs to it is still to come."""
+        return all((intake.newest_stamp_ns or 0) >= tick_ns for intake in self.intakes)
+
     def silence(self, now_ns: int) -> NotReady | None:
         """Return the first stream that has brought nothing usable lately, judged by receive times, or None."""
         return next((problem for intake in self.intakes if (problem := intake.silence(now_ns))), None)

@@ -46,6 +46,9 @@ class Planner:
         runner: the policy; used by the inference thread only
         seed: given to the runner again by `reset`
         replan_steps: policy periods from one plan to the next
+        settle_s: how long a plan waits for streams that have brought nothing from its tick or later, [s]. Of messages
+            with one stamp the image may come first; without the wait its joint state would be that of the tick before,
+            which no training window ever shows.
         publish: takes each plan, in the order of their stamps
         mailbox: the inference thread
     """
@@ -58,10 +61,13 @@ class Planner:
         seed: int,
         replan_steps: int,
         publish: Callable[[Plan], None],
+        settle_s: float = 0.0,
         mailbox: type[InferenceThread] = InferenceThread,
     ):
         self._robot, self._runner, self._seed, self._publish = robot, runner, seed, publish
         self._replan_ns = round((replan_steps - 0.25) * robot.dt_ns)  # stamps of cameras jitter
+        self._settle_s = settle_s
+        self._waiting_since_s: float | None = None  # when a plan became due for which streams hadn't settled
         self._not_ready: NotReady | None = None
         self._failure: Refusal | None = None  # why the newest prediction became no plan
         self._asked_ns: int | None = None  # tick of the newest observation handed over
@@ -84,12 +90,21 @@ class Planner:
         if self.observer.push_joint_state(stream, message, receive_ns):
             self._ask(received_s)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a plan is due and waits for streams; then `poll` must be called after `settle_s`."""
+        return self._waiting_since_s is not None
+
+    def poll(self, now_s: float) -> None:
+        """Plan if it is time, though no message has come."""
+        self._ask(now_s)
+
     def reset(self) -> None:
         """Begin anew: forget the history, drop what is being predicted, seed again."""
         with self._epoch_lock:
             self._epoch += 1
         self.observer.reset()
-        self._asked_ns = self._not_ready = self._failure = None
+        self._asked_ns = self._not_ready = self._failure = self._waiting_since_s = None
         self._reseed.set()
 
     def problem(self, now_ns: int) -> NotReady | None:
@@ -106,14 +121,23 @@ class Planner:
 
     def _ask(self, received_s: float) -> None:
         tick_ns = self.observer.tick_ns
-        if tick_ns is None or not self._due(tick_ns):
+        if tick_ns is None or not self._due(tick_ns) or not self._settled(tick_ns, received_s):
             return
         observation = self.observer.snapshot(tick_ns)
         if isinstance(observation, NotReady):
             self._not_ready = observation
             return
-        self._not_ready, self._asked_ns = None, tick_ns
-        self._mailbox.submit(_Job(observation.arrays, tick_ns, self._epoch, received_s))
+        begun_s = received_s if self._waiting_since_s is None else self._waiting_since_s
+        self._not_ready, self._asked_ns, self._waiting_since_s = None, tick_ns, None
+        self._mailbox.submit(_Job(observation.arrays, tick_ns, self._epoch, begun_s))
+
+    def _settled(self, tick_ns: int, now_s: float) -> bool:
+        """Whether nothing that belongs to the tick is still to come, or the wait for it is over."""
+        if self.observer.settled(tick_ns):
+            return True
+        if self._waiting_since_s is None:
+            self._waiting_since_s = now_s
+        return now_s - self._waiting_since_s >= self._settle_s
 
     def _due(self, tick_ns: int) -> bool:
         last_ns = self._asked_ns

@@ -27,7 +27,7 @@ else
   ROS_EXTRA  := ros,
 endif
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test models check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 14
@@ -43,6 +43,10 @@ test: $(VENV)/.everything ## all tests
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(TEST_ARGS)
 
 setup: $(VENV)/.everything ## everything into .venv: run time, simulator, training, tests
+
+models: $(VENV)/.everything ## train the shipped policies again: make models DATA=/path/to/pusht_cchi_v7_replay.zarr
+	@test -n "$(DATA)" || { echo 'say where the demonstrations are: make models DATA=/path/to/pusht_cchi_v7_replay.zarr'; exit 1; } >&2
+	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=1 sh config/train/pusht.sh "$(DATA)"
 
 clean: ## remove .venv and what the demo wrote
 	rm -rf $(VENV) demo build

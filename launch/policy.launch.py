@@ -13,7 +13,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from ros_vdd.resources import share_dir
+from ros_vdd.resources import fast_dds_profile, share_dir
 
 CONFIG = share_dir() / "config"
 ARGUMENTS = (
@@ -26,13 +26,6 @@ ARGUMENTS = (
     ("policy_params", str(CONFIG / "nodes" / "policy.yaml"), "parameter file of policy_node"),
     ("executor_params", str(CONFIG / "nodes" / "executor.yaml"), "parameter file of chunk_executor_node"),
 )
-
-
-def fast_dds_profile():
-    """Give Fast DDS shared memory for images, under the variable its version reads; a profile of the user's stays."""
-    old_name = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
-    name = "FASTRTPS_DEFAULT_PROFILES_FILE" if old_name else "FASTDDS_DEFAULT_PROFILES_FILE"
-    return [] if name in os.environ else [SetEnvironmentVariable(name, str(CONFIG / "fastdds.xml"))]
 
 
 def node(executable, **parameters):
@@ -60,7 +53,7 @@ def generate_launch_description():
     return LaunchDescription(
         [
             *(DeclareLaunchArgument(name, default_value=value, description=words) for name, value, words in ARGUMENTS),
-            *fast_dds_profile(),
+            *(SetEnvironmentVariable(*pair) for pair in fast_dds_profile(os.environ).items()),
             node(
                 "policy_node",
                 parameter_file="policy_params",

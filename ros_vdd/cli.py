@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     verb = importlib.import_module(f"ros_vdd.offline.{name}")
     options = argparse.ArgumentParser(prog=f"ros-vdd {name}", description=verb.HELP)
     verb.add_arguments(options)
-    return int(verb.run(options.parse_args(arguments[1:])) or 0)
+    return int(verb.run(options.parse_intermixed_args(arguments[1:])) or 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

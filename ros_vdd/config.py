@@ -83,7 +83,7 @@ def parse_yaml(text: str, source: str = "text") -> Section:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2026-99-99, a number of 5000 digits
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, Section):
-        raise ConfigError(f"{source}: expected 'key: value' lines, found {type(value).__name__}")
+        raise ConfigError(f"{source}: expected 'key: value' lines, found {'nothing' if value is None else type(value).__name__}")
     return value
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ros_vdd.errors import ConfigError, suggest
+
+FAST_DDS_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+"""What Fast DDS 3 (from ROS 2 Kilted) and Fast DDS 2 (up to Jazzy) read; version 3 warns of the old name."""
 
 
 def share_dir() -> Path:
@@ -53,3 +57,23 @@ def find(kind: str, name: str) -> Path:
     held = list(folder.iterdir()) if folder.is_dir() else []
     shipped = [p.stem for p in held if p.suffix == ".yaml"] + [p.name for p in held if p.is_dir()]
     raise ConfigError(f"'{name}' is neither a path nor shipped in {kind}; {suggest(name, shipped)}")
+
+
+def fast_dds_profile(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable that gives Fast DDS the shipped profile, with room for images; none where the user has set it."""
+    old = environment.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+    name = FAST_DDS_VARIABLES[1 if old else 0]
+    return {} if name in environment else {name: str(share_dir() / "config" / "fastdds.xml")}
+
+
+def require_file_place(name: str) -> None:
+    """Check that a result may be written to a file before the work begins: its folder is there, and it isn't one itself.
+
+    Raises:
+        ConfigError: the folder is missing, or a folder has that name.
+    """
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise ConfigError(f"no folder '{path.parent}' to write '{name}' into; make it first")
+    if path.is_dir():
+        raise ConfigError(f"'{name}' is a folder; give the name of a file, for example {path / 'result.json'}")

@@ -91,6 +91,18 @@ def test_a_verb_gets_its_arguments_and_gives_the_status(verb):
     assert cli.main(["doctor", "--n", "3"]) == 3
 
 
+def test_fields_may_be_set_behind_the_options(capsys, tmp_path):
+    pytest.importorskip("torch", reason="the training stack needs torch")
+    assert cli.main(["train", "pusht_teacher", "--data", str(tmp_path), "loop.steps=1"]) == cli.USER_ERROR
+    assert "is not an episode store" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--runs", "0"], ["--json", "nowhere/x.json"], ["--json", "."]], ids=" ".join)
+def test_a_benchmark_that_cant_end_well_isnt_begun(words, capsys):
+    assert cli.main(["benchmark", "no_policy", *words]) == cli.USER_ERROR
+    assert "no_policy" not in capsys.readouterr().err
+
+
 def test_files_without_a_help_line_are_no_verbs():
     assert "processes" not in VERBS and "__init__" not in VERBS
 

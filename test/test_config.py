@@ -91,7 +91,7 @@ def test_shared_values_are_dumped_without_aliases():
         ("name: one", "name: " + "[" * 5000, "cart.yaml: not valid YAML"),
         ("name: one", "[a]: one", "cart.yaml:1: a key must be a plain word"),
         (TEXT, "- one", "cart.yaml: expected 'key: value' lines, found list"),
-        (TEXT, "", "cart.yaml: expected 'key: value' lines, found NoneType"),
+        (TEXT, "", "cart.yaml: expected 'key: value' lines, found nothing"),
     ],
 )
 def test_mistake_is_told_with_line_key_and_nearest_name(old, new, told):

@@ -108,6 +108,18 @@ def test_lock_step_demo_gives_the_actions_and_scores_of_evaluate(short_env, tmp_
     assert "0 lost" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "words, told",
+    [(["--episodes", "0"], "'episodes' is 0"), (["--seed", "-1"], "'seed' -1"), (["--out", __file__], "is a file")],
+    ids=["no episodes", "negative seed", "a file"],
+)
+def test_mistakes_are_told_before_a_node_starts(words, told, tmp_path, capsys):
+    from ros_vdd.cli import main
+
+    assert main(["demo", "--policy", str(write_policy(tmp_path / "walk").path), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_node_that_dies_ends_the_demo_with_its_last_lines(short_env, tmp_path, capsys):
     pytest.importorskip("rclpy", reason="needs ROS 2")
     from ros_vdd.cli import main

@@ -57,6 +57,7 @@ def test_a_profile_that_does_not_exist_is_an_error():
 
 def test_no_profile_says_which_variable_to_set():
     assert "FASTDDS_DEFAULT_PROFILES_FILE" in doctor.check_profile({}).remedy
+    assert "FASTRTPS_DEFAULT_PROFILES_FILE" in doctor.check_profile({"ROS_DISTRO": "jazzy"}).remedy
 
 
 def test_little_shared_memory_is_told(tmp_path):

@@ -64,8 +64,9 @@ def test_a_store_of_another_robot_is_not_added_to(writer):
 
 def test_a_folder_of_something_else_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").write_text("dear")
-    with pytest.raises(DataError, match="isn't empty and no episode store"):
-        EpisodeWriter(tmp_path, toy.SEEING)
+    for taken in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(DataError, match="exists and is no episode store"):
+            EpisodeWriter(taken, toy.SEEING)
 
 
 @pytest.mark.parametrize(

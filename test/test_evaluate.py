@@ -174,6 +174,7 @@ def test_scores_can_be_recorded_in_the_policy(verb, tmp_path):
         (["--episodes", "0"], "'episodes' is 0"),
         (["--seed", "-1"], "'seed' -1"),
         (["--json", "nowhere/result.json"], "no folder 'nowhere'"),
+        (["--json", "/"], "'/' is a folder; give the name of a file"),
         (["--video", "nowhere/result.gif"], "no folder 'nowhere'"),
         (["--video", "episode.mp4"], "'episode.mp4': videos are written as .gif"),
     ],

@@ -109,6 +109,12 @@ def test_a_damaged_policy_and_a_missing_path_are_refused(policy, tmp_path, capsy
         inspected(capsys, tmp_path / "nothing")
     with pytest.raises(DataError, match="is no bag"):
         inspected(capsys, tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match="expected a name that ends in .mcap or .db3"):
+        inspected(capsys, tmp_path / "notes.txt")
+    (tmp_path / "demos.zarr").mkdir()
+    with pytest.raises(DataError, match="ros-vdd convert"):
+        inspected(capsys, tmp_path / "demos.zarr")
 
 
 def test_a_truncated_bag_is_described_on_request_only(tmp_path, capsys):

@@ -252,6 +252,18 @@ def test_a_teacher_of_another_robot_is_refused(seeing, teacher, tmp_path):
         TrainingRun(build(TrainConfig, values), str(tmp_path), progress=False)
 
 
+def test_only_a_diffusion_policy_is_a_teacher(configured, blind, tmp_path):
+    student = train(configured("em", {"steps": 1}), tmp_path / "em")
+    values = toy.config("vdd", "mixture", blind.root, teacher=str(student.path))
+    with pytest.raises(PolicyError, match="is of kind 'mixture'; expected 'diffusion'; give --teacher"):
+        TrainingRun(build(TrainConfig, values), str(tmp_path / "student"), progress=False)
+
+
+def test_a_method_that_is_left_nothing_to_train_says_so(configured, tmp_path):
+    with pytest.raises(ConfigError, match="'freeze_encoder' leaves method 'regression' nothing to train"):
+        train(configured("regression", freeze_encoder=True), tmp_path / "encoder")
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": 0.5}, {"anneal": 0.0}])
 def test_em_refuses_options_without_meaning(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

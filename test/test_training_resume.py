@@ -252,10 +252,11 @@ def test_an_empty_store_is_told(configured, tmp_path):
         train(configured(data=tmp_path / "empty"), tmp_path / "policy")
 
 
-def test_a_store_of_one_episode_trains_without_validation(configured, tmp_path):
+def test_a_store_of_one_episode_trains_without_validation_and_says_so(configured, tmp_path, capsys):
     store = toy.store(tmp_path / "store", lengths=(9,))
-    bundle = train(configured(data=store.root), tmp_path / "policy")
+    bundle = TrainingRun(configured(data=store.root), str(tmp_path / "policy")).run()
     assert bundle.manifest.provenance["validation"] == {}
+    assert "no validation: of 1 episodes" in capsys.readouterr().out
 
 
 def test_averaged_weights_are_what_is_written(configured, tmp_path):

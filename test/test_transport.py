@@ -14,7 +14,8 @@ pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 from rclpy.utilities import get_rmw_implementation_identifier  # noqa: E402
 from test_observer import robot  # noqa: E402
 
-from ros_vdd.nodes.transport import PROFILE_VARIABLES, image_problem  # noqa: E402
+from ros_vdd.nodes.transport import image_problem  # noqa: E402
+from ros_vdd.resources import FAST_DDS_VARIABLES  # noqa: E402
 
 PROFILE = Path(__file__).resolve().parents[1] / "config" / "fastdds.xml"
 VGA = {"width": 640, "height": 480}
@@ -24,7 +25,7 @@ def test_large_raw_images_without_a_profile_are_warned_about():
     assert "top" in image_problem(robot(**VGA), "rmw_fastrtps_cpp", {})
 
 
-@pytest.mark.parametrize("name", PROFILE_VARIABLES)
+@pytest.mark.parametrize("name", FAST_DDS_VARIABLES)
 def test_a_profile_ends_the_warning(name):
     assert image_problem(robot(**VGA), "rmw_fastrtps_cpp", {name: str(PROFILE)}) is None
 
@@ -78,7 +79,7 @@ print(len(got), len(got[0].data) if got else 0)
 
 @pytest.mark.skipif("fastrtps" not in get_rmw_implementation_identifier(), reason="the profile is for Fast DDS")
 def test_best_effort_vga_images_arrive_in_another_process_with_the_profile():
-    environment = {**os.environ, PROFILE_VARIABLES[0]: str(PROFILE), PROFILE_VARIABLES[1]: str(PROFILE)}
+    environment = {**os.environ, FAST_DDS_VARIABLES[0]: str(PROFILE), FAST_DDS_VARIABLES[1]: str(PROFILE)}
     camera = subprocess.Popen([sys.executable, "-c", PUBLISHER], env=environment, stderr=subprocess.DEVNULL)
     try:
         reader = subprocess.run(

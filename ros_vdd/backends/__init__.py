@@ -43,8 +43,7 @@ def load(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
     Raises:
         EngineError: there is no such engine, it isn't installed, or it refuses the policy.
     """
-    if bundle.kind == "encoder":
-        raise EngineError(f"'{bundle.path}' is an image encoder; it commands nothing. Give a teacher's or student's folder")
+    require_commands(bundle)
     if "." not in name and name not in names():
         raise EngineError(f"no engine '{name}'; {suggest(name, names())}")
     try:
@@ -52,6 +51,16 @@ def load(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
         return module.load(bundle, **options)
     except ModuleNotFoundError as error:
         raise EngineError(f"engine '{name}' needs the module '{error.name}', which isn't installed") from error
+
+
+def require_commands(bundle: Bundle) -> None:
+    """Refuse an image encoder, which is a policy folder but gives no actions.
+
+    Raises:
+        EngineError: it is one.
+    """
+    if bundle.kind == "encoder":
+        raise EngineError(f"'{bundle.path}' is an image encoder; it commands nothing. Give a teacher's or student's folder")
 
 
 def input_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

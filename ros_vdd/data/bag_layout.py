@@ -76,4 +76,6 @@ def _storage(path: Path, said: str) -> str:
         return storage
     if said == ".bag":
         raise DataError(f"'{path}' is a ROS 1 bag; convert it with `rosbags-convert --src {path} --dst FOLDER`")
+    if path.is_file():
+        raise DataError(f"'{path}' is no bag: expected a name that ends in {' or '.join(STORAGE_OF_SUFFIX)}, or a bag's folder")
     raise DataError(f"'{path}' is stored as '{said}'; {suggest(said, STORAGE_OF_SUFFIX.values())}")

@@ -140,8 +140,8 @@ class EpisodeWriter:
             differences = EpisodeStore(self.root).robot.difference(robot)
             if differences:
                 raise DataError(f"store '{self.root}' was made for another robot file: {'; '.join(differences)}")
-        elif self.root.exists() and any(self.root.iterdir()):
-            raise DataError(f"'{self.root}' isn't empty and no episode store; choose another --out")
+        elif self.root.is_file() or self.root.exists() and any(self.root.iterdir()):
+            raise DataError(f"'{self.root}' exists and is no episode store; choose another --out")
         else:
             self.root.mkdir(parents=True, exist_ok=True)
             text = dump_yaml({"format": FORMAT, "robot": robot})

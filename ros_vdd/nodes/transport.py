@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ros_vdd.resources import FAST_DDS_VARIABLES
 from ros_vdd.streams.image_codec import CHANNELS
 from ros_vdd.streams.spec import RobotSpec
 
 DEFAULT_SEGMENT_BYTES = 512 << 10  # shared-memory segment of Fast DDS without a profile, 2.x and 3.x
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 
 def image_problem(robot: RobotSpec, rmw: str, environment: Mapping[str, str]) -> str | None:
@@ -20,7 +20,7 @@ def image_problem(robot: RobotSpec, rmw: str, environment: Mapping[str, str]) ->
         rmw: identifier of the middleware in use, such as "rmw_fastrtps_cpp"
         environment: variables of this process
     """
-    if "fastrtps" not in rmw or any(environment.get(name) for name in PROFILE_VARIABLES):
+    if "fastrtps" not in rmw or any(environment.get(name) for name in FAST_DDS_VARIABLES):
         return None
     raw = [(name, c) for name, c in robot.cameras.items() if c.type == "sensor_msgs/msg/Image"]
     sizes = {name: c.width * c.height * CHANNELS[c.encoding] for name, c in raw}
@@ -29,7 +29,7 @@ def image_problem(robot: RobotSpec, rmw: str, environment: Mapping[str, str]) ->
         return None
     return (
         f"raw images of {', '.join(large)} have up to {max(sizes.values())} bytes, and Fast DDS without a profile "
-        f"loses what is larger than {DEFAULT_SEGMENT_BYTES}: set {PROFILE_VARIABLES[0]} ({PROFILE_VARIABLES[1]} "
+        f"loses what is larger than {DEFAULT_SEGMENT_BYTES}: set {FAST_DDS_VARIABLES[0]} ({FAST_DDS_VARIABLES[1]} "
         "up to Jazzy) to config/fastdds.xml of ros_vdd, here and for the camera driver; the launch files do it for "
         "their nodes"
     )

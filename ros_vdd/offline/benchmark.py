@@ -14,7 +14,8 @@ import numpy as np
 
 from ros_vdd import backends
 from ros_vdd.bundle import Bundle
-from ros_vdd.resources import find
+from ros_vdd.errors import ConfigError
+from ros_vdd.resources import find, require_file_place
 from ros_vdd.runtime.inference import PolicyRunner
 
 HELP = "measure the time per chunk of policies"
@@ -32,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time the policies, one run of each after the other, and print a table."""
+    if args.runs < 1:
+        raise ConfigError(f"'runs' is {args.runs}; expected at least 1")
+    if args.json:
+        require_file_place(args.json)
     bundles = [Bundle.open(find("models", name)) for name in args.policies]
     runners = [PolicyRunner(b, backends.load(b, args.backend), seed=0) for b in bundles]
     samples = measure(bundles, runners, args.runs, not args.no_progress)

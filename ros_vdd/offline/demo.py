@@ -15,7 +15,7 @@ from typing import Any
 from ros_vdd import backends
 from ros_vdd.bundle import Bundle
 from ros_vdd.config import dump_yaml
-from ros_vdd.errors import RosVddError
+from ros_vdd.errors import ConfigError, RosVddError
 from ros_vdd.offline import demo_log
 from ros_vdd.offline.processes import Processes, ros_environment
 from ros_vdd.resources import find
@@ -46,8 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the three nodes until the last episode is over, then print and draw what the observer saw."""
+    if args.episodes < 1 or args.seed < 0:
+        raise ConfigError(f"'episodes' is {args.episodes}, 'seed' {args.seed}; expected at least 1 and at least 0")
     bundle = Bundle.open(find("models", args.policy))
+    backends.require_commands(bundle)
     folder = Path(args.out)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"'{folder}' is a file; give --out a folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OBSERVED).unlink(missing_ok=True)
     print(f"{args.episodes} episodes of {args.env} with {bundle.manifest.name}, {args.mode}; logs in {folder}/", flush=True)

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import RosVddError
-from ros_vdd.resources import share_dir
+from ros_vdd.resources import FAST_DDS_VARIABLES, fast_dds_profile, share_dir
 from ros_vdd.streams.spec import load_robot
 
 HELP = "say what works on this machine, and what to do about the rest"
@@ -29,7 +29,6 @@ EXTRAS = {
     "tensorrt": {"tensorrt": "tensorrt"},
 }
 ROS = ("rclpy", "sensor_msgs", "trajectory_msgs", "std_msgs", "std_srvs", "diagnostic_msgs", "rosgraph_msgs")
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 SHM_NEEDED = 3 * (64 << 20)  # config/fastdds.xml takes 64 MiB for each process: camera, policy, executor
 
 
@@ -115,9 +114,9 @@ def check_ros() -> Finding:
 
 def check_profile(environment: os._Environ | dict[str, str]) -> Finding:
     """Check that Fast DDS will find a profile with room for camera images."""
-    profile = share_dir() / "config" / "fastdds.xml"
-    remedy = f"export {PROFILE_VARIABLES[0]}={profile} (Humble, Jazzy: {PROFILE_VARIABLES[1]}), in the camera driver's shell too"
-    given = [environment[name] for name in PROFILE_VARIABLES if environment.get(name)]
+    given = [environment[name] for name in FAST_DDS_VARIABLES if environment.get(name)]
+    ((name, profile),) = fast_dds_profile({"ROS_DISTRO": environment.get("ROS_DISTRO", "")}).items()
+    remedy = f"in this shell and the camera driver's: export {name}={profile}"
     if not given:
         return Finding("fastdds", "warn", "no profile is set: raw images above 512 KiB get lost (launch files set it)", remedy)
     if not Path(given[0]).is_file():

@@ -15,7 +15,7 @@ import numpy as np
 from ros_vdd import backends, envs
 from ros_vdd.bundle import Bundle, amend
 from ros_vdd.errors import ConfigError, PolicyError
-from ros_vdd.resources import find
+from ros_vdd.resources import find, require_file_place
 from ros_vdd.runtime.inference import CHOICES, PolicyRunner, Prediction
 from ros_vdd.streams.spec import load_robot
 
@@ -55,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.episodes < 1 or args.seed < 0:
         raise ConfigError(f"'episodes' is {args.episodes}, 'seed' {args.seed}; expected at least 1 and at least 0")
     for file in filter(None, (args.json, args.video)):  # told now, not after an hour of episodes
-        if not Path(file).parent.is_dir():
-            raise ConfigError(f"no folder '{Path(file).parent}' to write '{file}' into; make it first")
+        require_file_place(file)
     if args.video and Path(args.video).suffix.lower() != ".gif":
         raise ConfigError(f"'{args.video}': videos are written as .gif; give a name that ends so")
     bundle = Bundle.open(find("models", args.policy))

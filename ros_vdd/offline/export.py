@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, check and write the folder anew."""
     bundle = Bundle.open(find("models", args.policy))
+    backends.require_commands(bundle)
     if args.out:
         bundle = resampled(bundle, Path(args.out), args.steps, args.solver)
     elif args.steps or args.solver:

@@ -14,6 +14,7 @@ from ros_vdd import resources
 from ros_vdd.bundle import MANIFEST, SUMS, Bundle
 from ros_vdd.config import to_plain
 from ros_vdd.data.episodes import EpisodeStore
+from ros_vdd.errors import DataError
 from ros_vdd.offline.inspect_tables import show_bag, show_policy, show_store
 
 HELP = "say what a bag, an episode store or a policy holds"
@@ -33,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         content, show = describe_policy(path), show_policy
     elif (path / "store.yaml").is_file():
         content, show = describe_store(path), show_store
+    elif path.suffix == ".zarr":
+        raise DataError(f"'{path}' is a zarr; turn it into an episode store with ros-vdd convert, then inspect that")
     else:
         content, show = describe_bag(path, args.recover, progress=not args.json), show_bag
     print(json.dumps(content, indent=2, allow_nan=False) if args.json else show(content))

@@ -44,19 +44,26 @@ def show_policy(content: dict[str, Any]) -> str:
     """Return the description of a policy."""
     kind = f"{content['policy_kind']}" + (f" of {content['experts']} experts" if content["experts"] else "")
     lines = [
-        f"policy {content['path']}: {content['name']}, {kind}, {content['nfe']} network evaluations a chunk",
+        f"policy {content['path']}: {content['name']}, {kind}, {content['nfe']} network evaluation{'s' * (content['nfe'] != 1)} a chunk",
         f"robot {content['robot']} at {content['rate_hz']:g} Hz",
         *(f"input {name} {tuple(shape)}" for name, shape in content["inputs"].items()),
         f"action {', '.join(content['actions'])}: {content['horizon']} ahead, {content['n_action_steps']} executed",
         *(f"file {name}, {size} bytes, checksum verified" for name, size in content["files"].items() if name != SUMS),
     ]
     for section in ("scores", "export", "provenance"):
-        lines += [f"{section}.{key}: {_first_line(value)}" for key, value in content[section].items()]
+        lines += [f"{section}.{key}: {_value(value)}" for key, value in content[section].items()]
     return "\n".join(lines)
 
 
 def _numbers(values: list[float] | None) -> str:
     return "-" if values is None else " ".join(f"{v:.5g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _value(value: Any) -> str:
+    """Return one line: of a section its keys and values, of a list its numbers."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(inner)}" for key, inner in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else _first_line(value)
 
 
 def _first_line(value: Any) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ros_vdd.errors import RosVddError
-from ros_vdd.resources import share_dir
+from ros_vdd.resources import fast_dds_profile
 
 LAST_LINES = 15
 GRACE_S = 5.0
@@ -96,9 +96,7 @@ def _shared_memory() -> dict[str, str]:
     shm = Path("/dev/shm")
     if not shm.is_dir() or shutil.disk_usage(shm).free < SHM_NEEDED:
         return {}
-    old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")  # Fast DDS 2; later ones warn of the old name
-    name = "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
-    return {} if name in os.environ else {name: str(share_dir() / "config" / "fastdds.xml")}
+    return fast_dds_profile(os.environ)
 
 
 def _text(value: Any) -> str:

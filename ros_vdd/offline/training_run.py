@@ -57,6 +57,8 @@ class TrainingRun:
         began = time.monotonic()
         trained = sum(p.numel() for p in loop.trained)
         self._say(f"{self.config.method}: {trained:,} trained parameters, {len(data):,} samples -> {self.out}")
+        if held is None:
+            self._say(f"no validation: of {len(self.store)} episodes, 'validation_fraction' {self.config.validation_fraction:g} holds out none")
         loop.run(self.progress)
         return self._write(policy, loop, time.monotonic() - began)
 
@@ -66,6 +68,11 @@ class TrainingRun:
         if not self.config.teacher:
             raise ConfigError(f"method '{self.config.method}' needs a teacher; give --teacher FOLDER")
         bundle = Bundle.open(find("models", self.config.teacher))
+        if bundle.kind != "diffusion":
+            raise PolicyError(
+                f"teacher '{bundle.path}' is of kind '{bundle.kind}'; expected 'diffusion'; give --teacher the folder of "
+                "a diffusion policy, as ros-vdd train pusht_teacher makes it"
+            )
         self._agree(bundle, "teacher")
         return bundle
 
@@ -94,6 +101,8 @@ class TrainingRun:
             transfer.require_equal_senses(policy, teacher, self.config.freeze_encoder)
         if self.config.freeze_encoder:
             policy.encoders.requires_grad_(False)
+        if not any(p.requires_grad for p in policy.parameters()):
+            raise ConfigError(f"'freeze_encoder' leaves method '{self.config.method}' nothing to train; set it to false")
         return policy
 
     def _fit_normalizers(self, policy: Policy) -> None:

@@ -102,6 +102,17 @@ def test_a_prediction_begun_before_a_reset_is_dropped():
     assert robot.plans == []
 
 
+def test_a_failure_begun_before_a_reset_is_no_failure_of_the_next_episode():
+    robot = Robot()
+    robot.runner.error = RuntimeError("out of memory")
+    robot.observe(T0)
+    robot.planner.reset()
+    robot.mailbox.run()
+    robot.planner.push_joint_state("arm", joints(T0), T0, 0.0)
+    robot.planner.push_image("top", image(T0), T0, 0.0)
+    assert robot.planner.problem(T0) is None
+
+
 def test_a_reset_seeds_again_and_plans_at_once():
     robot = Robot()
     robot.observe(T0)

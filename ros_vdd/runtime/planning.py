@@ -163,7 +163,10 @@ class Planner:
             self._publish(Plan(checked, prediction, job.received_s))
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        self._give_up(Refusal(Reason.INFERENCE_FAILED, f"{type(error).__name__}: {error}"))
+        """Tell why a prediction failed, unless `reset` was called since the observation."""
+        with self._epoch_lock:
+            if job.epoch == self._epoch:
+                self._give_up(Refusal(Reason.INFERENCE_FAILED, f"{type(error).__name__}: {error}"))
 
     def _give_up(self, failure: Refusal) -> None:
         self._failure = failure

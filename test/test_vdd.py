@@ -220,3 +220,42 @@ def test_observation_noise_moves_student_and_teacher_and_all_ticks_alike():
 def test_without_observation_noise_the_recorded_observation_is_used():
     state, seen = shown(noise=0.0)
     assert len(seen) == 2 and all(torch.equal(observation, state) for observation in seen)
+
+
+class Sampling(TwoModes):
+    """A teacher that always samples the same chunk."""
+
+    CHUNK = 0.7
+
+    def condition(self, batch):
+        return batch["state"]
+
+    def sample(self, condition, noise):
+        return torch.full_like(noise, self.CHUNK)
+
+
+def gate_after(targets, state):
+    """Return how likely the expert near the recorded chunks became, by the gate's gradient alone; recorded: expert 0."""
+    student = Free([-MODE, Sampling.CHUNK], [STD, STD])
+    student.chunk_size = 1
+    options = vdd.Options(targets=targets, expert_weight=0.0, likelihood_weight=0.0)
+    batch = {**recorded(share=0.0), "state": state}
+    loss, _ = vdd.Method(options, student, Sampling()).loss(batch, torch.Generator().manual_seed(0))
+    loss.backward()
+    return -student.logits.grad
+
+
+def test_the_gate_learns_from_recorded_or_from_the_teachers_chunks():
+    state = torch.zeros(128, 1)
+    recorded_push, teacher_push = gate_after("recorded", state), gate_after("teacher", state)
+    assert teacher_push[1] > 0.49 > 0 > teacher_push[0]
+    assert torch.sign(recorded_push[0]) != torch.sign(teacher_push[0])
+
+
+def test_without_expert_weight_the_teachers_score_is_not_asked():
+    student, teacher = Free([-MODE, MODE], [STD, STD]), Sampling()
+    student.chunk_size = 1
+    vdd.Method(vdd.Options(targets="teacher", expert_weight=0.0), student, teacher).loss(
+        recorded(), torch.Generator().manual_seed(0)
+    )
+    assert teacher.asked == []

@@ -117,7 +117,7 @@ def override(section: Section, assignments: Sequence[str]) -> Section:
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals or not dotted:
-            raise ConfigError(f"override '{assignment}': expected key=value, for example training.steps=1000")
+            raise ConfigError(f"override '{assignment}': expected key=value, for example loop.steps=1000")
         *parents, leaf = dotted.split(".")
         place = result
         for name in parents:

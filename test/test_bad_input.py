@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input from end to end: one clear error and a failed status from the command line, no command from the nodes."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx", reason="the tiny policy is made with onnx")
@@ -137,9 +138,22 @@ def test_a_bad_topic_commands_nothing_and_is_told(topic, content, code, words, n
     assert nodes.chunks == [] and nodes.commands == []
 
 
-def test_good_topics_do_command(nodes):
-    """The test above would pass if nothing ever moved."""
-    nodes.until(lambda: nodes.commands, nodes.publish)
+def test_a_camera_that_goes_bad_stops_a_moving_robot_with_one_safe_action(nodes):
+    from ros_peers import good_image
+
+    measured = [0.1, 0.2]  # what good_joints tells
+    position = lambda command: list(command.points[0].positions)  # noqa: E731
+    spoiled = []
+
+    def spoil():
+        spoiled.append(nodes.publish(image=good_image(encoding="16UC1")))
+
+    nodes.until(lambda: any(position(command) != measured for command in nodes.commands), nodes.publish)
+    nodes.until(lambda: nodes.executor_status[-1]["code"] == "chunk_expired", spoil)
+    nodes.until(lambda: np.allclose(position(nodes.commands[-1]), measured), spoil)
+    del nodes.commands[:], spoiled[:]
+    nodes.until(lambda: len(spoiled) > 20, spoil)
+    assert nodes.commands == []
 
 
 @pytest.mark.parametrize(

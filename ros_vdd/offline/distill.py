@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", help="policy folder of the teacher, instead of the configuration's")
     parser.add_argument("--data", help="episode store to use instead of the configuration's")
     parser.add_argument("--out", help="policy folder to write (default: runs/NAME)")
-    parser.add_argument("--list", action="store_true", help="name the methods with one line each, and stop")
+    parser.add_argument("--list", action="store_true", help="name the methods that distil with one line each, and stop")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
@@ -28,8 +28,9 @@ def run(args: argparse.Namespace) -> int:
     from ros_vdd.offline.training_run import TrainingRun, read_config
 
     if args.list:
-        for name in methods.names():
-            print(f"{name:16} {(methods.find(name).__doc__ or '').strip().splitlines()[0]}")
+        for name, module in ((name, methods.find(name)) for name in methods.names()):
+            if module.NEEDS_TEACHER:
+                print(f"{name:16} {(module.__doc__ or '').strip().splitlines()[0]}")
         return 0
     if not args.config:
         raise ConfigError("no configuration given; expected ros-vdd distill CONFIG --teacher FOLDER (or --list)")

@@ -24,7 +24,7 @@ ARGUMENTS = (
     ("env", "pusht", "simulator; its robot file is used by all three nodes"),
     ("robot", "pusht", "robot file of that simulator, or the name of a shipped one"),
     ("episodes", "5", "how many episodes"),
-    ("first_seed", "100000", "seed of the first episode; each later one adds 1"),
+    ("first_seed", "0", "seed of the first episode; each later one adds 1"),
     ("namespace", "", "namespace of the nodes and of every relative topic of the robot file"),
     ("sim_params", str(share_dir() / "config" / "nodes" / "sim.yaml"), "parameter file of sim_bridge_node"),
 )

@@ -30,7 +30,7 @@ PARAMETERS = (
     Parameter("env", "pusht", "simulator: a file of ros_vdd/envs, or a dotted module name"),
     Parameter("robot", "", "robot file or name; empty for the one the simulator names"),
     Parameter("mode", "real_time", "what a step waits for", choices=("real_time", "lock_step")),
-    Parameter("first_seed", 100000, "seed of the first episode; each later one adds 1", 0, 2**31 - 1),
+    Parameter("first_seed", 0, "seed of the first episode; each later one adds 1", 0, 2**31 - 1),
     Parameter("episodes", 5, "how many episodes", 1, 100000),
     Parameter("connect_timeout_s", 60.0, "how long to wait for readers and a command writer [s]", 0.1, 3600.0),
     Parameter("command_timeout_s", 30.0, "how long to wait for a command [s]", 0.1, 3600.0),

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", default="pusht_vdd", help="policy folder or shipped name (default pusht_vdd)")
     parser.add_argument("--env", default="pusht", help="simulator (default pusht)")
     parser.add_argument("--episodes", type=int, default=5, help="number of episodes (default 5)")
-    parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode; the next has one more")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode; the next has one more")
     parser.add_argument(
         "--mode",
         default="real-time",

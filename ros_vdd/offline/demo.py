@@ -110,7 +110,8 @@ def _follow(nodes: Processes, path: Path, args: argparse.Namespace) -> None:
     results = 0
     with tqdm(total=args.episodes, unit="episode", disable=args.no_progress) as bar:
         for content in _lines(nodes, path):
-            bar.refresh()  # an episode takes half a minute
+            if sys.stderr.isatty():
+                bar.refresh()  # an episode takes half a minute; a log file needs no moving clock
             if content["kind"] == "result":
                 results += 1
                 bar.update()

@@ -76,6 +76,8 @@ def stepped(robot_file):
 def at_rest(timed):
     timed.peer.call("chunk_executor_node/reset")
     timed.until(lambda: timed.code() == "no_chunk")
+    reset = timed.peer.now_ns()  # the safe action of the reset may come after the status that tells of it
+    timed.until(lambda: timed.peer.now_ns() - reset > 5 * PERIOD)
     del timed.commands[:]
     return timed
 

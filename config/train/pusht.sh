@@ -4,7 +4,7 @@
 # Each stage can be killed and started again; it goes on where it was.
 set -eu
 data=$1
-[ -d data/pusht ] || ros-vdd convert "$data" --robot pusht --map state=state[0:2] --out data/pusht
+[ -d data/pusht ] || ros-vdd convert "$data" --robot pusht --map 'state=state[0:2]' --out data/pusht
 ros-vdd train pusht_encoder
 ros-vdd train pusht_mixture
 ros-vdd train pusht_teacher

@@ -26,23 +26,24 @@ class Env:
     robot = "pusht"
     max_steps = 300
     modes = None
+    obs_type = "pixels_agent_pos"
 
     def __init__(self):
-        self._gym = gymnasium.make("gym_pusht/PushT-v0", obs_type="pixels_agent_pos", disable_env_checker=True).unwrapped
+        self._gym = gymnasium.make("gym_pusht/PushT-v0", obs_type=self.obs_type, disable_env_checker=True).unwrapped
         self._coverage, self._steps = 0.0, 0
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         """Start the episode of a seed: agent and block at positions drawn by the simulator."""
         observation, _ = self._gym.reset(seed=seed)
         self._coverage, self._steps = 0.0, 0
-        return _arrays(observation)
+        return self._arrays(observation)
 
     def step(self, action: np.ndarray) -> dict[str, np.ndarray]:
         """Move the agent towards a target `(2,)` [px] for 0.1 s."""
         observation, _, _, _, info = self._gym.step(np.asarray(action, dtype=np.float64))
         self._coverage = max(self._coverage, float(info["coverage"]))
         self._steps += 1
-        return _arrays(observation)
+        return self._arrays(observation)
 
     @property
     def score(self) -> float:
@@ -95,6 +96,5 @@ class Env:
         for body in (agent, block):
             self._gym.space.reindex_shapes_for_body(body)
 
-
-def _arrays(observation: dict) -> dict[str, np.ndarray]:
-    return {"images.top": observation["pixels"], "state": observation["agent_pos"].astype(np.float32)}
+    def _arrays(self, observation: dict) -> dict[str, np.ndarray]:
+        return {"images.top": observation["pixels"], "state": observation["agent_pos"].astype(np.float32)}

@@ -71,6 +71,10 @@ class Policy(nn.Module):
         self.robot, self.config = robot, config
         self.action_normalizer = Normalizer(robot.action_size)
         self.state_normalizer = Normalizer(robot.state_size) if robot.state_size else None
+        turning = set(robot.angles)
+        straight = [i for i in range(robot.state_size) if i not in turning]
+        self.register_buffer("_straight", torch.tensor(straight, dtype=torch.long), persistent=False)
+        self.register_buffer("_turning", torch.tensor(sorted(turning), dtype=torch.long), persistent=False)
         vision = config.vision
         self.encoders = nn.ModuleDict()
         for name, (height, width, _) in self.image_shapes.items():
@@ -90,7 +94,7 @@ class Policy(nn.Module):
     @property
     def condition_size(self) -> int:
         """Return O, the length of the observation features."""
-        return self.config.n_obs_steps * (self.frame_size + self.robot.state_size)
+        return self.config.n_obs_steps * (self.frame_size + self.robot.state_size + len(self.robot.angles))
 
     @property
     def chunk_size(self) -> int:
@@ -114,8 +118,16 @@ class Policy(nn.Module):
             flat = {name: observation[name].flatten(0, 1) for name in self.image_shapes}
             parts.append(self.encode_frames(flat).reshape(-1, self.config.n_obs_steps * self.frame_size))
         if self.state_normalizer is not None:
-            parts.append(self.state_normalizer(observation["state"]).flatten(1))
+            parts.append(self._state_features(observation["state"]).flatten(1))
         return torch.cat(parts, dim=1)
+
+    def _state_features(self, state: Tensor) -> Tensor:
+        """Return normalised states `(B, T, S)`; an angle that turns without end becomes its cosine and sine at the end."""
+        scaled = self.state_normalizer(state)
+        if not len(self._turning):
+            return scaled
+        angles = state.index_select(-1, self._turning)
+        return torch.cat([scaled.index_select(-1, self._straight), angles.cos(), angles.sin()], dim=-1)
 
     def to_chunk(self, flat: Tensor) -> Tensor:
         """Turn normalised flat chunks `(..., D)` into actions `(..., H, A)` in the robot's units, cut to the data's range."""

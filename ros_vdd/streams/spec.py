@@ -66,6 +66,12 @@ class RobotSpec:
         return sum(state.size for state in self.states.values())
 
     @property
+    def angles(self) -> tuple[int, ...]:
+        """Where in "state" the positions of continuous joints are."""
+        features = [(s, *feature) for s in self.states.values() for feature in s.features]
+        return tuple(i for i, (s, joint, field) in enumerate(features) if field == "position" and joint in s.continuous)
+
+    @property
     def action_size(self) -> int:
         """Number of action joints."""
         return len(self.action.joints)
@@ -90,7 +96,9 @@ class RobotSpec:
             for name, c in self.cameras.items()
         }
         states = [
-            {"name": name, "joints": s.joints, "fields": s.fields, "unit": s.unit} for name, s in self.states.items()
+            {"name": name, "joints": s.joints, "fields": s.fields, "unit": s.unit}
+            | ({"continuous": s.continuous} if s.continuous else {})
+            for name, s in self.states.items()
         ]
         action = {key: getattr(self.action, key) for key in ("joints", "unit", "lower", "upper")}
         return config.to_plain({"rate_hz": self.rate_hz, "cameras": cameras, "states": states, "action": action})

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ros_vdd.errors import ConfigError
+from ros_vdd.errors import ConfigError, suggest
 from ros_vdd.streams.checks import check_joints, check_per_joint, check_positive, check_topic, check_unique
 
 Stamp = Literal["header", "receive"]
@@ -81,6 +81,7 @@ class JointStateSpec:
         joints: names as in the message, in the order of the array.
         fields: which of position, velocity and effort, in the order of the array.
         unit: of the positions, for example rad, m or px; nothing is converted.
+        continuous: joints that turn without end (URDF's word): policies see cosine and sine of their position [rad].
         max_age_s: [s] a joint value older than this at a tick is missing.
     """
 
@@ -88,12 +89,19 @@ class JointStateSpec:
     joints: tuple[str, ...]
     fields: tuple[Field, ...] = ("position",)
     unit: str
+    continuous: tuple[str, ...] = ()
     stamp: Stamp = "header"
     max_age_s: float
 
     def __post_init__(self) -> None:
         check_topic("topic", self.topic)
         check_joints("joints", self.joints)
+        check_unique("continuous", self.continuous)
+        for joint in self.continuous:
+            if joint not in self.joints:
+                raise ConfigError(f"'continuous' names joint {joint!r}; {suggest(joint, self.joints)}")
+        if self.continuous and self.unit != "rad":
+            raise ConfigError(f"'continuous' is {self.continuous}, but 'unit' is {self.unit!r}; only an angle in rad turns without end")
         if not self.fields:
             raise ConfigError("'fields' is empty; choose from position, velocity, effort")
         check_unique("fields", self.fields)

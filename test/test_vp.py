@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A DDPM teacher in VE coordinates: published levels, the exact score, the released rule's bias, DDIM, training and export."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training stack needs torch")
+
+from ros_vdd.diffusion.sampling import euler  # noqa: E402
+from ros_vdd.diffusion.vp import VpDenoiser, cosine_alpha_bars, ddim_sigmas, equivalent_sigmas  # noqa: E402
+
+MODE, STD = 1.2, 0.2
+
+
+def mixture_score(x, mode, variance):
+    """The exact score of half N(-mode, variance), half N(mode, variance)."""
+    return (mode * np.tanh(mode * x / variance) - x) / variance
+
+
+class ExactEpsilon(torch.nn.Module):
+    """The perfect epsilon network of two modes at +-MODE: eps = -sqrt(1 - abar) grad log p_VP(x; t), in float64."""
+
+    def __init__(self, steps):
+        super().__init__()
+        f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        self.bars = np.cumprod(1 - np.clip(1 - f[1:] / f[:-1], 0, 0.999))
+
+    def forward(self, x, time, condition):
+        bar = self.bars[np.rint(time.numpy() * len(self.bars)).astype(int)][:, None]
+        score = mixture_score(x.numpy(), np.sqrt(bar) * MODE, bar * STD**2 + 1 - bar)
+        return torch.from_numpy(-np.sqrt(1 - bar) * score)
+
+
+def teacher(steps):
+    return VpDenoiser(ExactEpsilon(steps), steps)
+
+
+@pytest.mark.parametrize(
+    "steps, roots, sigmas",
+    [
+        (8, [0.979, 0.920, 0.827, 0.703, 0.552, 0.380, 0.194, 0.006], [0.210, 0.425, 0.679, 1.01, 1.51, 2.44, 5.07, 163]),
+        (
+            16,
+            [0.994, 0.979, 0.954, 0.920, 0.878, 0.827, 0.769, 0.703, 0.630],
+            [0.110, 0.210, 0.314, 0.425, 0.545, 0.679, 0.832, 1.01, 1.23],
+        ),
+    ],
+)
+def test_levels_are_those_of_the_cosine_schedule(steps, roots, sigmas):
+    assert np.sqrt(cosine_alpha_bars(steps))[: len(roots)] == pytest.approx(roots, abs=5.01e-4)
+    assert equivalent_sigmas(steps)[: len(sigmas)] == pytest.approx(sigmas, rel=5e-3)
+    assert len(equivalent_sigmas(steps)) == steps and (np.diff(equivalent_sigmas(steps)) > 0).all()
+
+
+@pytest.mark.parametrize("steps", [8, 16])
+def test_the_score_is_that_of_the_smoothed_data(steps):
+    x = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
+    for sigma in equivalent_sigmas(steps):
+        got = teacher(steps).score(x, torch.full((41,), sigma), x)
+        np.testing.assert_allclose(got.numpy(), mixture_score(x.numpy(), MODE, STD**2 + sigma**2), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [8, 16])
+def test_the_clean_estimate_agrees_with_the_score(steps):
+    """D = x + sigma^2 score (Tweedie)."""
+    vp, x = teacher(steps), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    for level in vp.levels:
+        sigma = level.expand(9)
+        torch.testing.assert_close(vp(x, sigma, x), x + level**2 * vp.score(x, sigma, x), rtol=1e-6, atol=1e-6)
+
+
+def two_experts(score):
+    """Return (m, s) where the pair N(-m, s^2), N(m, s^2) rests under `score`: VDD's expected gradient is zero (Newton in numpy)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = weights / weights.sum()
+
+    def gradient(p):
+        mean, std = p[0], np.exp(p[1])
+        a = mean + std * nodes
+        pull = score(a) + 2 * mean / std**2 / (1 + np.exp(2 * mean * a / std**2))  # the latter: grad of ln q~(upper|a)
+        return np.array([weights @ pull, weights @ (pull * nodes) + 1 / std])
+
+    p = np.array([1.0, -1.0])
+    for _ in range(100):
+        jacobian = np.stack([(gradient(p + step) - gradient(p - step)) / 2e-6 for step in 1e-6 * np.eye(2)], axis=1)
+        step = np.linalg.solve(jacobian, -gradient(p))
+        p = p + step * min(1, 0.3 / np.abs(step).max())
+    assert np.abs(gradient(p)).max() < 1e-9
+    return p[0], np.exp(p[1])
+
+
+@pytest.mark.parametrize(
+    "steps, levels, released, corrected", [(8, (1, 2, 3, 4), 0.97, 1.19), (16, (4,), 1.05, 1.20), (16, (2, 3, 4, 5, 6), 1.07, 1.19)]
+)
+def test_the_released_rule_pulls_the_modes_to_zero_and_the_corrected_one_does_not(steps, levels, released, corrected):
+    vp = teacher(steps)
+
+    def mean_over_levels(rule):
+        def score(a):
+            x = torch.from_numpy(a)[:, None]
+            return np.mean([rule(x, vp.levels[t].expand(len(a)), x)[:, 0].numpy() for t in levels], axis=0)
+
+        return score
+
+    assert two_experts(mean_over_levels(vp.released_score))[0] == pytest.approx(released, abs=0.02)
+    assert two_experts(mean_over_levels(vp.score))[0] == pytest.approx(corrected, abs=0.02)
+
+
+class Constant(torch.nn.Module):
+    """A network that always answers the same number, and remembers what it was asked."""
+
+    def __init__(self, value=0.3):
+        super().__init__()
+        self.value, self.asked = value, []
+
+    def forward(self, x, time, condition):
+        self.asked.append(time)
+        return torch.full_like(x, self.value)
+
+
+def test_the_weighted_loss_is_the_plain_error_of_epsilon():
+    vp, sigma = VpDenoiser(Constant(), 8).double(), torch.tensor(equivalent_sigmas(8), dtype=torch.float64)
+    rng = np.random.default_rng(0)
+    clean, noise = torch.from_numpy(rng.uniform(-1, 1, (8, 3))), torch.from_numpy(rng.standard_normal((8, 3)))
+    error = vp(clean + sigma[:, None] * noise, sigma, clean) - clean
+    got = vp.loss_weight(sigma)[:, None] * error.square()
+    torch.testing.assert_close(got, (0.3 - noise).square(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_level_off_the_grid_is_taken_as_the_nearest():
+    network = Constant()
+    vp = VpDenoiser(network, 8)
+    zero = torch.zeros(4, 1)
+    vp(zero, torch.tensor([1e-6, 0.29, 0.31, 1e6]), zero)  # sqrt(0.210 * 0.425) = 0.299
+    assert (network.asked[0] * 8).tolist() == [0, 0, 1, 7]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 16])
+def test_the_samplers_grid_starts_at_the_top_and_holds_known_levels_only(steps):
+    known, grid = equivalent_sigmas(16), ddim_sigmas(steps, 16)
+    assert len(grid) == steps + 1 and grid[0] == known[-1] and grid[-1] == 0
+    assert set(grid[:-1]) <= set(known) and (np.diff(grid) < 0).all()
+    assert steps == 1 or grid[-2] == known[0]
+
+
+@pytest.mark.parametrize("steps", [0, 17])
+def test_more_steps_than_levels_are_refused(steps):
+    with pytest.raises(ValueError, match="need 1 to 16"):
+        ddim_sigmas(steps, 16)
+
+
+def test_euler_on_the_grid_is_ddim():
+    """x_vp' = sqrt(abar') (x_vp - sqrt(1 - abar) eps) / sqrt(abar) + sqrt(1 - abar') eps (DDIM equation 12, eta 0)."""
+    exact, noise = ExactEpsilon(8), np.linspace(-2, 2, 9)[:, None]
+    vp = VpDenoiser(exact, 8).double()
+    got = euler(lambda x, s: vp(x, s, x), torch.from_numpy(noise), ddim_sigmas(8, 8))
+    bars = [*exact.bars[::-1], 1.0]
+    x = noise * math.sqrt(1 - bars[0])
+    for index, (now, then) in enumerate(zip(bars[:-1], bars[1:])):
+        eps = exact(torch.from_numpy(x), torch.full((9,), (7 - index) / 8), None).numpy()
+        x = math.sqrt(then) * (x - math.sqrt(1 - now) * eps) / math.sqrt(now) + math.sqrt(1 - then) * eps
+    np.testing.assert_allclose(got.numpy(), x, rtol=1e-4, atol=1e-4)  # the grid is kept in float32
+
+
+def test_scores_carry_no_gradient():
+    x = torch.ones(2, 3, requires_grad=True)
+    vp = VpDenoiser(torch.nn.Identity(), 8)
+    vp.network.forward = lambda x, time, condition: 2 * x
+    assert not vp.score(x, torch.ones(2), x).requires_grad and not vp.released_score(x, torch.ones(2), x).requires_grad

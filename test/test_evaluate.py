@@ -18,6 +18,7 @@ from ros_vdd.runtime.inference import PolicyRunner
 from ros_vdd.streams.spec import robot_from_mapping
 
 STEPS, HORIZON, EXECUTED = 7, 4, 3
+SETTINGS = ("temperature", "sticky_margin", "sticky_steps")
 
 
 class Env:
@@ -111,8 +112,7 @@ def test_no_frame_of_one_episode_is_seen_in_the_next(parts):
 
 
 def test_each_episode_has_randomness_of_its_own_seed(parts):
-    env, runner, _ = parts
-    runner.choice = "sample"
+    env, runner = parts[0], PolicyRunner(parts[1].bundle, Engine(), "sample")
     chosen = []
     for seed in (11, 12, 11):
         env.actions.clear()
@@ -141,7 +141,7 @@ def test_the_json_has_the_keys_that_are_promised(verb):
     summary = verb("--episodes", "3")
     promised = "env episodes seed backend success_rate score_mean score_std mode_entropy nfe latency_ms".split()
     assert [k for k in summary if k in promised] == promised
-    assert set(summary) - set(promised) == {"choice", "replan_steps", "per_episode"}
+    assert set(summary) - set(promised) == {"choice", *SETTINGS, "replan_steps", "per_episode"}
     assert list(summary["latency_ms"]) == ["p50", "p99", "mean"]
     assert summary["mode_entropy"] is None and summary["nfe"] == 1
 
@@ -173,6 +173,7 @@ def test_scores_can_be_recorded_in_the_policy(verb, tmp_path):
     [
         (["--episodes", "0"], "'episodes' is 0"),
         (["--seed", "-1"], "'seed' -1"),
+        (["--temperature", "0"], "'temperature' is 0.0"),
         (["--json", "nowhere/result.json"], "no folder 'nowhere'"),
         (["--json", "/"], "'/' is a folder; give the name of a file"),
         (["--video", "nowhere/result.gif"], "no folder 'nowhere'"),
@@ -196,6 +197,20 @@ def test_an_answer_that_isnt_finite_ends_the_episode_with_the_reason(parts):
     with pytest.raises(EngineError, match="NaN"):
         evaluate.episode(env, runner, 0, runner.bundle.n_action_steps)
     assert env.actions == []
+
+
+@pytest.mark.parametrize(
+    "rule, given, told",
+    [
+        ("argmax", [], {}),
+        ("sample", ["--temperature", "0.5"], {"temperature": 0.5}),
+        ("gumbel", [], {"temperature": 1.0}),
+        ("sticky", ["--sticky-margin", "0.7", "--sticky-steps", "3"], {"sticky_margin": 0.7, "sticky_steps": 3}),
+    ],
+)
+def test_the_rule_is_recorded_with_the_settings_it_reads(rule, given, told, verb):
+    summary = verb("--episodes", "1", "--choice", rule, *given)
+    assert {k: summary[k] for k in ("choice", *SETTINGS)} == {"choice": rule, **dict.fromkeys(SETTINGS), **told}
 
 
 def test_a_choice_is_reported_for_mixtures_only(tmp_path):

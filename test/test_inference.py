@@ -12,6 +12,7 @@ import toy
 from ros_vdd import bundle
 from ros_vdd.config import to_plain
 from ros_vdd.errors import ConfigError, EngineError
+from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.inference import InferenceThread, PolicyRunner
 
 GATE = np.array([0.15, 0.6, 0.25], dtype=np.float32)
@@ -115,6 +116,26 @@ def test_warming_up_touches_no_randomness(diffusion, observation):
     cold, warm = (PolicyRunner(diffusion, Echo(), seed=1) for _ in range(2))
     warm.warm_up(observation, count=3)
     np.testing.assert_array_equal(warm.act(observation).actions, cold.act(observation).actions)
+
+
+@pytest.mark.parametrize("rule", ["sample", "sticky", "gumbel"])
+def test_warming_up_chooses_no_expert(rule, mixture, observation):
+    def drawn(runner):
+        return [runner.act(observation).expert for _ in range(10)]
+
+    for seed in range(10):
+        cold, warm = (PolicyRunner(mixture, Mixture(), rule, seed) for _ in range(2))
+        warm.warm_up(observation, count=3)
+        assert drawn(warm) == drawn(cold)
+
+
+def test_a_rule_with_settings_commits_until_the_reset(mixture, observation):
+    runner = PolicyRunner(mixture, Mixture(), ChoiceConfig("gumbel", temperature=2.0))
+    episodes = []
+    for seed in range(30):
+        runner.reset(seed)
+        episodes.append({runner.act(observation).expert for _ in range(5)})
+    assert all(len(experts) == 1 for experts in episodes) and set.union(*episodes) == {0, 1, 2}
 
 
 def test_the_engine_gets_a_batch_of_one(mixture, observation):

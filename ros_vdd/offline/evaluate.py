@@ -15,8 +15,10 @@ import numpy as np
 from ros_vdd import backends, envs
 from ros_vdd.bundle import Bundle, amend
 from ros_vdd.errors import ConfigError, PolicyError
+from ros_vdd.offline.choice_options import add_choice, choice_of, described
 from ros_vdd.resources import find, require_file_place
-from ros_vdd.runtime.inference import CHOICES, PolicyRunner, Prediction
+from ros_vdd.runtime.choice import ChoiceConfig
+from ros_vdd.runtime.inference import PolicyRunner, Prediction
 from ros_vdd.streams.spec import load_robot
 
 HELP = "run a policy in a simulator and score it"
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=50, help="number of episodes (default 50)")
     parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode; the next has one more")
     parser.add_argument("--backend", default="onnxruntime", help="engine: " + ", ".join(backends.names()))
-    parser.add_argument("--choice", default="argmax", choices=CHOICES, help="how an expert of a mixture is chosen")
+    add_choice(parser)
     parser.add_argument("--replan-steps", type=int, default=0, help="actions executed of a chunk (default: the policy's n_action_steps)")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
     parser.add_argument("--video", metavar="FILE", help="write the first episode as .gif, with the predicted chunks")
@@ -58,12 +60,13 @@ def run(args: argparse.Namespace) -> int:
         require_file_place(file)
     if args.video and Path(args.video).suffix.lower() != ".gif":
         raise ConfigError(f"'{args.video}': videos are written as .gif; give a name that ends so")
+    choice = choice_of(args)
     bundle = Bundle.open(find("models", args.policy))
     replan_steps = args.replan_steps or bundle.n_action_steps
     if not 1 <= replan_steps <= bundle.horizon:
         raise ConfigError(f"'replan-steps' is {replan_steps}; a chunk of this policy has 1 to {bundle.horizon} actions")
     env = envs.make(args.env)
-    runner = make_runner(bundle, env.robot, args.backend, args.choice, args.seed)
+    runner = make_runner(bundle, env.robot, args.backend, choice, args.seed)
     recorder = _recorder(args.video)
     results = []
     for index in tqdm(range(args.episodes), unit="episode", disable=args.no_progress):
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_runner(bundle: Bundle, robot: str, backend: str, choice: str, seed: int) -> PolicyRunner:
+def make_runner(bundle: Bundle, robot: str, backend: str, choice: str | ChoiceConfig, seed: int) -> PolicyRunner:
     """Load a policy for an environment's robot.
 
     Raises:
@@ -125,7 +128,7 @@ def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args:
         "episodes": len(results),
         "seed": args.seed,
         "backend": args.backend,
-        "choice": args.choice if bundle.kind == "mixture" else None,
+        **described(choice_of(args) if bundle.kind == "mixture" else None),
         "replan_steps": args.replan_steps or bundle.n_action_steps,
         "success_rate": round(float(np.mean([r.success for r in results])), 4),
         "score_mean": round(float(scores.mean()), 4),

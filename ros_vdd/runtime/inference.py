@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,9 +14,8 @@ import numpy as np
 
 from ros_vdd.backends import Engine, input_shapes
 from ros_vdd.bundle import Bundle
-from ros_vdd.errors import ConfigError, EngineError, suggest
-
-CHOICES = ("argmax", "sample")
+from ros_vdd.errors import EngineError
+from ros_vdd.runtime.choice import ChoiceConfig, ExpertChoice
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,23 @@ class PolicyRunner:
     Args:
         bundle: the policy folder.
         engine: it, loaded.
-        choice: "argmax" takes the likeliest expert, "sample" draws from the gate. A diffusion policy has no experts.
+        choice: how an expert of a mixture is chosen: a rule, or a rule with its settings. A diffusion policy has no experts.
         seed: of the noise and the draws.
 
     One thread may call it at a time.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, choice: str = "argmax", seed: int = 0):
-        if choice not in CHOICES:
-            raise ConfigError(f"'choice' is '{choice}'; {suggest(choice, CHOICES)}")
-        self.bundle, self.engine, self.choice = bundle, engine, choice
+    def __init__(self, bundle: Bundle, engine: Engine, choice: str | ChoiceConfig = "argmax", seed: int = 0):
+        self.bundle, self.engine = bundle, engine
+        self.choice = choice if isinstance(choice, ChoiceConfig) else ChoiceConfig(choice)
+        self._chosen = ExpertChoice(self.choice, seed)
         self._inputs = input_shapes(bundle)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Start the random numbers anew."""
+        """Begin an episode: start the random numbers anew and forget the expert."""
         self._rng = np.random.default_rng(seed)
+        self._chosen.reset(seed)
 
     def act(self, observation: Mapping[str, np.ndarray]) -> Prediction:
         """Return the chunk for an observation without batch axis, each input `(T, ...)`.
@@ -82,19 +83,16 @@ class PolicyRunner:
         return Prediction(actions, expert, log_gate, latency, None if means is None else means[0])
 
     def warm_up(self, observation: Mapping[str, np.ndarray], count: int = 5) -> None:
-        """Run the engine a few times, so that the first chunk is as fast as the others; randomness isn't touched."""
-        state = self._rng.bit_generator.state
+        """Run the engine a few times, so that the first chunk is as fast as the others; nothing else changes."""
+        kept = copy.deepcopy((self._rng, self._chosen))
         for _ in range(count):
             self.act(observation)
-        self._rng.bit_generator.state = state
+        self._rng, self._chosen = kept
 
     def _choose(self, log_gate: np.ndarray) -> int:
         if not np.isfinite(log_gate).all():
             raise EngineError(f"engine '{self.engine.name}' answered with a gate that isn't finite; it isn't used")
-        if self.choice == "argmax":
-            return int(log_gate.argmax())
-        gate = np.exp(log_gate - log_gate.max())
-        return int(min(np.searchsorted(np.cumsum(gate) / gate.sum(), self._rng.random()), len(gate) - 1))
+        return self._chosen.choose(log_gate)
 
 
 def _input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -2,12 +2,15 @@
 """Simulators behind one protocol, found by file name: `make("pusht")` loads `ros_vdd/envs/pusht.py`.
 
 To add one, add a file with a class `Env` that fulfils the protocol below; `evaluate`, `demo` and the simulator bridge use it at once.
+A function `demonstrations(seed)` beside it, which yields (arrays, meta) for an episode store, serves `ros-vdd convert env:NAME`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +28,8 @@ class Env(Protocol):
     """Name of the shipped robot file whose streams the observations follow."""
     max_steps: int
     modes: int | None
-    """How many ways of success the task defines, or None."""
+    """How many ways of success the task defines, or None. One that defines them starts every episode in the same state, for
+    the mode entropy is that of one start state."""
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         """Start an episode; the same seed gives the same start."""
@@ -45,6 +49,10 @@ class Env(Protocol):
     def done(self) -> bool:
         """Whether the episode is over."""
 
+    @property
+    def mode(self) -> int | None:
+        """Way of a successful episode, 0 to `modes` - 1, else None; asked for only where `modes` isn't None."""
+
     def render(self, size: int) -> np.ndarray:
         """Return a picture `(size, size, 3)` uint8 RGB for people."""
 
@@ -60,11 +68,38 @@ def make(name: str) -> Env:
     Raises:
         EnvError: there is none of that name, or what it needs isn't installed.
     """
+    return _module(name).Env()
+
+
+def demonstrations(name: str, seed: int = 0) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
+    """Yield (arrays, meta) of an environment's own demonstrations, as `EpisodeWriter.add` takes them.
+
+    Raises:
+        EnvError: there is no environment of that name, or it has none.
+    """
+    module = _module(name)
+    if not hasattr(module, "demonstrations"):
+        raise EnvError(f"environment '{name}' has no demonstrations of its own; {suggest(name, _demonstrated())}")
+    return module.demonstrations(seed)
+
+
+def _demonstrated() -> list[str]:
+    """Return the environments of this folder that demonstrate themselves; one that isn't installed can't say so."""
+    found = []
+    for name in names():
+        try:
+            found += [name] if hasattr(_module(name), "demonstrations") else []
+        except EnvError:
+            continue
+    return found
+
+
+def _module(name: str) -> ModuleType:
     if "." not in name and name not in names():
         raise EnvError(f"no environment '{name}'; {suggest(name, names())}")
     module_name = name if "." in name else f"{__name__}.{name}"
     try:
-        return importlib.import_module(module_name).Env()
+        return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise EnvError(
             f"environment '{name}' needs the module '{error.name}', which isn't installed; "

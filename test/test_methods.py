@@ -14,6 +14,7 @@ from ros_vdd.bundle import Bundle  # noqa: E402
 from ros_vdd.config import build, dump_yaml  # noqa: E402
 from ros_vdd.data.dataset import Windows  # noqa: E402
 from ros_vdd.data.frames import LabelledFrames, Target  # noqa: E402
+from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.errors import ConfigError, DataError, PolicyError  # noqa: E402
 from ros_vdd.methods import em, regression, score_matching  # noqa: E402
 from ros_vdd.offline.training_run import TrainingRun  # noqa: E402
@@ -164,7 +165,7 @@ def test_what_stands_in_padded_steps_doesnt_matter(kind, module, blind):
         policy.denoiser.forward = lambda x, sigma, condition: torch.zeros_like(x)
     method = module.Method(module.Options(), policy)
     with torch.no_grad():
-        one, other = (method.loss(given, torch.Generator().manual_seed(0), 1.0)[0] for given in (batch, padded))
+        one, other = (method.loss(given, Draws(0), 1.0)[0] for given in (batch, padded))
     assert torch.equal(one, other)
 
 
@@ -174,7 +175,7 @@ def test_score_matching_weighs_the_error_of_every_level_alike(blind):
     with torch.no_grad():
         for parameter in policy.denoiser.network.leave.parameters():
             parameter.zero_()
-    loss, _ = score_matching.Method(score_matching.Options(), policy).loss(batch, torch.Generator().manual_seed(5))
+    loss, _ = score_matching.Method(score_matching.Options(), policy).loss(batch, Draws(5))
     generator = torch.Generator().manual_seed(5)
     log_sigma = (-1.2 + 1.2 * torch.randn(8, generator=generator)).double()
     s = log_sigma.clamp(np.log(0.01), np.log(20.0)).exp()[:, None]

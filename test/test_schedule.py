@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the training stack needs torch")
 
+from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.diffusion.schedule import karras_sigmas, log_normal_sigmas, log_uniform_sigmas  # noqa: E402
 
 
@@ -37,14 +38,14 @@ def test_grid_refuses_what_has_no_meaning(steps, low, high):
 
 
 def test_training_levels_are_log_normal_inside_the_samplers_range():
-    drawn = log_normal_sigmas(40_000, -1.2, 1.2, 0.01, 20.0, torch.Generator().manual_seed(0)).log()
+    drawn = log_normal_sigmas(40_000, -1.2, 1.2, 0.01, 20.0, Draws(0)).log()
     assert abs(drawn.mean() + 1.2) < 4 * 1.2 / math.sqrt(40_000)
     assert abs(drawn.std() - 1.2) < 0.03  # clipping takes about 0.01 off
     assert math.log(0.01) - 1e-6 <= drawn.min() and drawn.max() <= math.log(20.0) + 1e-6
 
 
 def test_distillation_levels_are_uniform_in_the_logarithm():
-    drawn = log_uniform_sigmas(40_000, 0.1, 0.5, torch.Generator().manual_seed(0)).log()
+    drawn = log_uniform_sigmas(40_000, 0.1, 0.5, Draws(0)).log()
     share = (drawn - math.log(0.1)) / math.log(5.0)
     counts = torch.histc(share, bins=10, min=0.0, max=1.0)
     assert counts.sum() == 40_000

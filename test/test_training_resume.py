@@ -224,8 +224,8 @@ def test_a_diverged_step_stops_before_it_spoils_the_checkpoint(spoil, configured
 
     real = em.Method.loss
 
-    def diverging(self, batch, generator, progress):
-        loss, figures = real(self, batch, generator, progress)
+    def diverging(self, batch, draws, progress):
+        loss, figures = real(self, batch, draws, progress)
         if progress < 3 / STEPS:
             return loss, figures
         return loss * float("nan"), {**figures, "loss": float("nan") if spoil == "loss" else 1.0}

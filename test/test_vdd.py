@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training stack needs torch")
 
 import toy  # noqa: E402
+from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.methods import vdd  # noqa: E402
 from ros_vdd.policies.mixture import Mixture  # noqa: E402
@@ -67,12 +68,12 @@ def recorded(count=128, share=0.5):
 def trained(student, steps=500, batch=None, **options):
     """Run VDD with Adam, and return the student averaged over the last fifth."""
     method = vdd.Method(vdd.Options(**{"samples": 8, **options}), student, TwoModes())
-    batch, generator = batch or recorded(), torch.Generator().manual_seed(0)
+    batch, draws = batch or recorded(), Draws(0)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
     total = [torch.zeros_like(p) for p in student.parameters()]
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / steps) + 1e-3
-        loss, _ = method.loss(batch, generator, step / steps)
+        loss, _ = method.loss(batch, draws, step / steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -85,7 +86,7 @@ def trained(student, steps=500, batch=None, **options):
 
 def gradients(student, teacher=None, seed=0, batch=None, **options):
     method = vdd.Method(vdd.Options(**options), student, teacher or TwoModes())
-    loss, _ = method.loss(batch or recorded(), torch.Generator().manual_seed(seed), 0.0)
+    loss, _ = method.loss(batch or recorded(), Draws(seed), 0.0)
     loss.backward()
     return {name: p.grad for name, p in student.named_parameters()}
 
@@ -121,9 +122,9 @@ def test_the_gate_learns_the_shares_of_the_demonstrations():
 
 
 def test_the_order_of_the_experts_doesnt_matter(monkeypatch):
-    real = torch.randn
-    same = lambda shape, generator: real((shape[0], 1, *shape[2:]), generator=generator).expand(shape)  # noqa: E731
-    monkeypatch.setattr(torch, "randn", same)  # every expert gets the same noise, so that swapping swaps all of it
+    real = Draws.normal
+    same = lambda draws, shape: real(draws, (shape[0], 1, *shape[2:])).expand(shape)  # noqa: E731
+    monkeypatch.setattr(Draws, "normal", same)  # every expert gets the same noise, so that swapping swaps all of it
     one = gradients(Free([-0.4, 0.9], [0.3, 0.6], (0.7, -0.2)))
     other = gradients(Free([0.9, -0.4], [0.6, 0.3], (-0.2, 0.7)))
     for name, value in one.items():
@@ -133,7 +134,7 @@ def test_the_order_of_the_experts_doesnt_matter(monkeypatch):
 def test_no_gradient_reaches_the_teacher():
     teacher, student = toy.network("diffusion"), toy.network("mixture")
     batch = {"state": torch.randn(3, 2, 2), "actions": torch.randn(3, 4, 2), "mask": torch.ones(3, 4)}
-    loss, _ = vdd.Method(vdd.Options(), student, teacher).loss(batch, torch.Generator().manual_seed(0), 0.0)
+    loss, _ = vdd.Method(vdd.Options(), student, teacher).loss(batch, Draws(0), 0.0)
     loss.backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert student.mean_head.weight.grad.any()
@@ -205,7 +206,7 @@ def shown(noise):
     seen = []
     batch = {**recorded(8), "state": torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(1))}
     method = vdd.Method(vdd.Options(observation_noise=noise), RecordingStudent(seen), Recording(seen))
-    method.loss(batch, torch.Generator().manual_seed(0))
+    method.loss(batch, Draws(0))
     return batch["state"], [observation["state"] for observation in seen]
 
 
@@ -240,7 +241,7 @@ def gate_after(targets, state):
     student.chunk_size = 1
     options = vdd.Options(targets=targets, expert_weight=0.0, likelihood_weight=0.0)
     batch = {**recorded(share=0.0), "state": state}
-    loss, _ = vdd.Method(options, student, Sampling()).loss(batch, torch.Generator().manual_seed(0))
+    loss, _ = vdd.Method(options, student, Sampling()).loss(batch, Draws(0))
     loss.backward()
     return -student.logits.grad
 
@@ -256,6 +257,6 @@ def test_without_expert_weight_the_teachers_score_is_not_asked():
     student, teacher = Free([-MODE, MODE], [STD, STD]), Sampling()
     student.chunk_size = 1
     vdd.Method(vdd.Options(targets="teacher", expert_weight=0.0), student, teacher).loss(
-        recorded(), torch.Generator().manual_seed(0)
+        recorded(), Draws(0)
     )
     assert teacher.asked == []

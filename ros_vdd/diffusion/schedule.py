@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
+
+from ros_vdd.diffusion.draws import Draws
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
@@ -32,17 +33,17 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
 
 
 def log_normal_sigmas(
-    count: int, mean: float, std: float, sigma_min: float, sigma_max: float, generator: torch.Generator
+    count: int, mean: float, std: float, sigma_min: float, sigma_max: float, draws: Draws
 ) -> Tensor:
     """Draw training levels `(count,)` with ln sigma ~ N(mean, std), clipped to the sampler's range.
 
     Source: EDM table 1 (training); the clipping to the range is our own.
     """
-    log_sigma = mean + std * torch.randn(count, generator=generator)
+    log_sigma = mean + std * draws.normal((count,))
     return log_sigma.clamp(math.log(sigma_min), math.log(sigma_max)).exp()
 
 
-def log_uniform_sigmas(count: int, sigma_min: float, sigma_max: float, generator: torch.Generator) -> Tensor:
+def log_uniform_sigmas(count: int, sigma_min: float, sigma_max: float, draws: Draws) -> Tensor:
     """Draw levels `(count,)` uniform in ln sigma between sigma_min and sigma_max."""
     low, high = math.log(sigma_min), math.log(sigma_max)
-    return (low + (high - low) * torch.rand(count, generator=generator)).exp()
+    return (low + (high - low) * draws.uniform((count,))).exp()

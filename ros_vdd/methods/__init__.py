@@ -12,9 +12,9 @@ import pkgutil
 from types import ModuleType
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError, suggest
 from ros_vdd.policies.policy import Policy
 
@@ -28,13 +28,13 @@ class Method(Protocol):
     def __init__(self, options, policy: Policy, teacher: Policy | None):
         """Take the policy to train and, for distillation, a frozen teacher in evaluation mode."""
 
-    def loss(self, batch: dict[str, Tensor], generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Return the scalar to minimise and figures to log; all randomness comes from the generator.
+    def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """Return the scalar to minimise and figures to log; all randomness comes from `draws`.
 
         `progress` runs from 0 to 1 over the training.
         """
 
-    def validate(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, float]:
+    def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
         """Return figures of a validation batch; "loss" is among them."""
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
 from ros_vdd.policies.mixture import MixturePolicy, expert_log_probs
 
@@ -39,7 +40,7 @@ class Method:
     def __init__(self, options: Options, policy: MixturePolicy, teacher: None = None):
         self.options, self.policy = options, policy
 
-    def loss(self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 1.0) -> tuple[Tensor, dict]:
+    def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 1.0) -> tuple[Tensor, dict]:
         """Return EM's surrogate [nats], which has the gradient of the negative log-likelihood once the temperature is 1."""
         log_gate, log_probs = self._joint(batch)
         heat = 1 + (self.options.temperature - 1) * max(0.0, 1 - progress / self.options.anneal)
@@ -50,7 +51,7 @@ class Method:
         return loss, {"loss": loss.item(), "log_likelihood": likelihood, **usage(log_gate)}
 
     @torch.no_grad()
-    def validate(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, float]:
+    def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
         """Return the exact negative log-likelihood [nats] and the root mean square error of the likeliest expert's mean."""
         log_gate, log_probs = self._joint(batch)
         loss = -(log_gate + log_probs).logsumexp(dim=1).mean().item()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ros_vdd.data.frames import Target
+from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
 from ros_vdd.policies.encoder import EncoderPolicy
 
@@ -37,16 +38,16 @@ class Method:
             raise ConfigError(f"'policy.vision.features' is {features}; 'options.targets' have {labels} numbers (2 for an angle)")
         self.options, self.policy = options, policy
 
-    def loss(self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 0.0) -> tuple[Tensor, dict]:
+    def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return the smooth L1 distance of features and labels."""
         predicted = self.policy(batch)[:, 0].float()
         loss = torch.nn.functional.smooth_l1_loss(predicted, batch["labels"], beta=self.options.beta)
         return loss, {"loss": loss.item()}
 
     @torch.no_grad()
-    def validate(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, float]:
+    def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
         """Return the loss and the mean absolute error of each target, in the units of its array."""
-        _, figures = self.loss(batch, generator)
+        _, figures = self.loss(batch, draws)
         predicted, labels, at = self.policy(batch)[:, 0], batch["labels"], 0
         for target in self.options.targets:
             mine, theirs = predicted[:, at : at + target.size], labels[:, at : at + target.size]

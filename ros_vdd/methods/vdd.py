@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.schedule import log_uniform_sigmas
 from ros_vdd.errors import ConfigError
 from ros_vdd.methods.em import best_expert_rmse, flat_mask, usage
@@ -68,15 +69,15 @@ class Method:
     def __init__(self, options: Options, policy: MixturePolicy, teacher: DiffusionPolicy):
         self.options, self.policy, self.teacher = options, policy, teacher
 
-    def loss(self, batch: dict[str, Tensor], generator: torch.Generator, progress: float = 0.0) -> tuple[Tensor, dict]:
+    def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return expert_weight L_experts + gate_weight L_gate + likelihood_weight L_EM."""
-        options, moved = self.options, self._moved(batch, generator)
+        options, moved = self.options, self._moved(batch, draws)
         mixture = self.policy.mixture(self.policy.condition(moved))
         with torch.no_grad():
             condition = self.teacher.condition(moved)
-        experts = self._experts(mixture, condition, generator) if options.expert_weight else mixture.means.new_zeros(())
+        experts = self._experts(mixture, condition, draws) if options.expert_weight else mixture.means.new_zeros(())
         if options.targets == "teacher":
-            chunk, mask, answer = self._sampled(condition, generator), None, mixture
+            chunk, mask, answer = self._sampled(condition, draws), None, mixture
         else:
             chunk, mask = self.policy.from_chunk(batch["actions"]), flat_mask(batch)[:, None]
             answer = mixture if moved is batch else self.policy.mixture(self.policy.condition(batch))
@@ -86,30 +87,30 @@ class Method:
         return loss, {**figures, "std": mixture.stds.detach().mean().item(), **usage(mixture.log_gate)}
 
     @torch.no_grad()
-    def validate(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, float]:
+    def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
         """Return the loss and the root mean square error of the favourite expert against the recorded chunk."""
-        _, figures = self.loss(batch, generator)
+        _, figures = self.loss(batch, draws)
         return {**figures, "action_rmse": best_expert_rmse(self.policy, batch)}
 
-    def _moved(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def _moved(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """Return the batch with observations moved by `observation_noise`, or itself where that is 0."""
         if not self.options.observation_noise:
             return batch
         moved = dict(batch)
         for name in sorted({"features", "state"} & batch.keys()):
-            size = self.options.observation_noise * torch.randn(batch[name][:, :1].shape, generator=generator)
+            size = self.options.observation_noise * draws.normal(batch[name][:, :1].shape)
             units = self.policy.state_normalizer
             moved[name] = batch[name] + (size * (units.high - units.low) / 2 if name == "state" else size)
         return moved
 
-    def _experts(self, mixture: Mixture, condition: Tensor, generator: torch.Generator) -> Tensor:
+    def _experts(self, mixture: Mixture, condition: Tensor, draws: Draws) -> Tensor:
         """Return L_experts; samples have shape (B, K, V, D)."""
         batch, experts, size = mixture.means.shape
         shape = (batch, experts, self.options.samples, size)
-        sigma = log_uniform_sigmas(batch, self.options.sigma_min, self.options.sigma_max, generator)
+        sigma = log_uniform_sigmas(batch, self.options.sigma_min, self.options.sigma_max, draws)
         added = sigma if self.options.noise == "matched" else torch.zeros_like(sigma)
         stds = (mixture.stds.square() + added[:, None, None].square()).sqrt()
-        chunks = mixture.means[:, :, None] + stds[:, :, None] * torch.randn(shape, generator=generator)
+        chunks = mixture.means[:, :, None] + stds[:, :, None] * draws.normal(shape)
         score = self._score(chunks.detach(), sigma, condition)
         repulsion = self._log_responsibility(chunks, mixture, stds)
         entropy = stds.log().sum(dim=-1) + size * (0.5 + 0.5 * math.log(2 * math.pi))
@@ -134,9 +135,9 @@ class Method:
         return own.diagonal(dim1=1, dim2=3).transpose(1, 2)
 
     @torch.no_grad()
-    def _sampled(self, condition: Tensor, generator: torch.Generator) -> Tensor:
+    def _sampled(self, condition: Tensor, draws: Draws) -> Tensor:
         """Return a chunk `(B, D)` of the teacher for each observation, by its own sampler."""
-        return self.teacher.sample(condition, torch.randn(len(condition), self.policy.chunk_size, generator=generator))
+        return self.teacher.sample(condition, draws.normal((len(condition), self.policy.chunk_size)))
 
 
 def _towards(chunk: Tensor, mask: Tensor | None, mixture: Mixture) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import RosVddError
 from ros_vdd.methods import Method
 from ros_vdd.training import checkpoint
@@ -83,10 +84,10 @@ class Loop:
 
     def step(self, step: int) -> dict[str, float]:
         """Do one optimiser step, counted from 0, and return its figures."""
-        generator, indices = self._randomness(step, len(self.data))
+        draws, indices = self._randomness(step, len(self.data))
         self.policy.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss, figures = self.method.loss(self.data.batch(indices), generator, step / self.config.steps)
+            loss, figures = self.method.loss(self.data.batch(indices), draws, step / self.config.steps)
         self._require_finite(step, "loss", figures["loss"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
@@ -110,8 +111,8 @@ class Loop:
         self.policy.eval()
         rows = []
         for number in range(self.config.validation_batches):
-            generator, indices = self._randomness(-1 - number, len(self.validation))
-            rows.append(self.method.validate(self.validation.batch(indices), generator))
+            draws, indices = self._randomness(-1 - number, len(self.validation))
+            rows.append(self.method.validate(self.validation.batch(indices), draws))
         self.policy.load_state_dict(kept, strict=False)
         return {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
 
@@ -128,8 +129,8 @@ class Loop:
             if name in self.average:
                 self.average[name].lerp_(parameter.detach(), 1 - keep)
 
-    def _randomness(self, step: int, count: int) -> tuple[torch.Generator, np.ndarray]:
+    def _randomness(self, step: int, count: int) -> tuple[Draws, np.ndarray]:
         source = np.random.default_rng([self.seed, step + (1 << 40)])
         seed = int(source.integers(1 << 62))
         torch.manual_seed(seed)  # dropout draws from the global generator
-        return torch.Generator().manual_seed(seed), source.integers(count, size=self.config.batch_size)
+        return Draws(seed), source.integers(count, size=self.config.batch_size)

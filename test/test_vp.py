@@ -10,8 +10,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the training stack needs torch")
 
+import toy  # noqa: E402
+from ros_vdd import backends, policies  # noqa: E402
+from ros_vdd.bundle import WEIGHTS, write  # noqa: E402
+from ros_vdd.config import build  # noqa: E402
 from ros_vdd.diffusion.sampling import euler  # noqa: E402
 from ros_vdd.diffusion.vp import VpDenoiser, cosine_alpha_bars, ddim_sigmas, equivalent_sigmas  # noqa: E402
+from ros_vdd.errors import ConfigError  # noqa: E402
+from ros_vdd.offline.export import export, resampled  # noqa: E402
+from ros_vdd.policies.diffusion import DiffusionConfig, SamplerConfig  # noqa: E402
 
 MODE, STD = 1.2, 0.2
 
@@ -171,3 +178,84 @@ def test_scores_carry_no_gradient():
     vp = VpDenoiser(torch.nn.Identity(), 8)
     vp.network.forward = lambda x, time, condition: 2 * x
     assert not vp.score(x, torch.ones(2), x).requires_grad and not vp.released_score(x, torch.ones(2), x).requires_grad
+
+
+VP = {"process": "vp", "vp_steps": 8}
+
+
+@pytest.fixture
+def policy(monkeypatch):
+    """An untrained VP policy."""
+    monkeypatch.setitem(toy.NETWORKS, "diffusion", {**toy.NETWORKS["diffusion"], **VP})
+    return toy.network("diffusion")
+
+
+@pytest.fixture
+def folder(policy, tmp_path):
+    return toy.policy(tmp_path / "vp", "diffusion")
+
+
+def observed(count=5):
+    return {"state": torch.randn(count, 2, 2, generator=torch.Generator().manual_seed(0))}
+
+
+def test_a_policy_offers_its_levels_and_scores_at_them(policy):
+    context, a = policy.context(observed()), torch.linspace(-1, 1, 40).reshape(5, 8)
+    assert policy.levels.tolist() == pytest.approx(equivalent_sigmas(8))
+    sigma = policy.levels[torch.tensor([0, 2, 3, 5, 7])]
+    estimate = policy.denoiser(a, sigma, context)
+    torch.testing.assert_close(policy.score(a, sigma, context) * sigma[:, None], (estimate - a) / sigma[:, None], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(policy.released_score(a, sigma, context), policy.score(a, sigma, context), rtol=0.1)
+
+
+def test_a_ve_policy_knows_every_level_and_one_score():
+    policy = toy.network("diffusion")
+    context, a, sigma = policy.context(observed()), torch.linspace(-1, 1, 40).reshape(5, 8), torch.linspace(0.1, 0.5, 5)
+    assert policy.levels is None
+    assert torch.equal(policy.released_score(a, sigma, context), policy.score(a, sigma, context))
+
+
+def test_the_process_changes_no_name_or_shape_of_the_weights(policy):
+    shapes = {k: v.shape for k, v in policy.state_dict().items()}
+    made = policies.KINDS["diffusion"][0](toy.BLIND, build(DiffusionConfig, {**toy.NETWORKS["diffusion"], "process": "ve"}))
+    assert shapes == {k: v.shape for k, v in made.state_dict().items()}
+
+
+def test_chunks_stay_in_the_range_of_the_data_and_follow_the_noise(policy):
+    noise = torch.randn(2, 5, 4, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, same, other = (policy(observed(), n) for n in (noise[0], noise[0], noise[1]))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    low, high = policy.action_normalizer.low, policy.action_normalizer.high
+    assert (one >= low - 1e-5).all() and (one <= high + 1e-5).all()
+
+
+def test_an_exported_vp_policy_computes_what_pytorch_computes(folder):
+    bundle = export(folder, draws=10)
+    inputs = backends.random_inputs(bundle, np.random.default_rng(4))
+    eager, fast = (backends.load(bundle, name).run(inputs)["actions"] for name in ("eager", "onnxruntime"))
+    np.testing.assert_allclose(fast, eager, rtol=0, atol=1e-4)
+
+
+def test_export_with_fewer_steps_takes_ddims_grid(folder, tmp_path):
+    made = resampled(folder, tmp_path / "four", 4, "euler")
+    assert made.manifest.nfe == 4 and policies.load(made).config.process == "vp"
+
+
+def test_export_with_more_steps_than_levels_is_refused_and_writes_nothing(folder, tmp_path):
+    with pytest.raises(ConfigError, match="'sampler.steps' is 9; a VP policy has 'vp_steps' 8"):
+        resampled(folder, tmp_path / "nine", 9, None)
+    assert not (tmp_path / "nine").exists()
+
+
+def test_a_folder_from_before_vp_is_a_ve_policy(tmp_path):
+    bundle = toy.policy(tmp_path / "now", "diffusion")
+    network = {k: v for k, v in bundle.manifest.network.items() if k not in VP}
+    old = write(tmp_path / "old", type(bundle.manifest)(**{**vars(bundle.manifest), "network": network}), {WEIGHTS: bundle.file(WEIGHTS)})
+    assert policies.load(old).config == policies.load(bundle).config and policies.load(old).config.process == "ve"
+
+
+@pytest.mark.parametrize("wrong", [{"vp_steps": 1}, {"process": "vp", "vp_steps": 8, "sampler": SamplerConfig(steps=9)}])
+def test_configurations_without_meaning_are_refused(wrong):
+    with pytest.raises(ConfigError, match="vp_steps"):
+        DiffusionConfig(**wrong)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ros_vdd import backends
 from ros_vdd.bundle import GRAPH, WEIGHTS, Bundle, amend, write
+from ros_vdd.config import build
 from ros_vdd.errors import ConfigError, EngineError, PolicyError
 from ros_vdd.resources import find
 
@@ -83,6 +84,7 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) 
 
     Raises:
         PolicyError: the policy has no sampler.
+        ConfigError: it has none of so many steps.
     """
     from ros_vdd import policies
 
@@ -92,6 +94,7 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) 
     network = dict(bundle.manifest.network)
     if given:
         network["sampler"] = {**network["sampler"], **given}
+        build(policies.KINDS[bundle.kind][1], network)  # refused before anything is written
     changed = replace(bundle.manifest, network=network, scores={}, export={})
     copy = write(out, changed, {WEIGHTS: bundle.file(WEIGHTS)})
     return amend(copy, nfe=policies.load(copy).nfe) if given else copy

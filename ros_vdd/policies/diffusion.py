@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The teacher: an EDM diffusion policy over whole action chunks.
+"""The teacher: a diffusion policy over whole action chunks, EDM (variance exploding) or DDPM (variance preserving).
 
 Source: Chi et al. 2023 (Diffusion Policy, arXiv 2303.04137) for the chunks, Karras et al. 2022 (EDM, arXiv 2206.00364) for
-the denoiser. Differs from the former: EDM preconditioning, an MLP over the flattened chunk, deterministic samplers.
+the denoiser, `ros_vdd.diffusion.vp` for DDPM. Differs from the first: an MLP over the flattened chunk, deterministic samplers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ros_vdd.diffusion.denoiser import Denoiser
 from ros_vdd.diffusion.sampling import SOLVERS, evaluations
 from ros_vdd.diffusion.schedule import karras_sigmas
+from ros_vdd.diffusion.vp import VpDenoiser, ddim_sigmas
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.mlp import DenoiserMLP
 from ros_vdd.policies.policy import Policy, PolicyConfig, check_network
@@ -24,7 +26,10 @@ from ros_vdd.streams.spec import RobotSpec
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """The deterministic sampler; levels in normalised action units."""
+    """The deterministic sampler; levels in normalised action units.
+
+    A VP policy takes `steps` of its own levels, the top one first; `sigma_min`, `sigma_max` and `rho` are for VE.
+    """
 
     solver: Literal["euler", "heun"] = "euler"
     steps: int = 10
@@ -39,19 +44,31 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig(PolicyConfig):
-    """Network and sampler of a diffusion policy."""
+    """Network, noise process and sampler of a diffusion policy.
+
+    `process`: "ve" is EDM with any noise level, `sigma_data` the standard deviation of its normalised actions; "vp" is DDPM with
+    `vp_steps` (T) discrete levels.
+    """
 
     width: int = 256
     depth: int = 4
     dropout: float = 0.0
     sigma_data: float = 0.5
     sampler: SamplerConfig = SamplerConfig()
+    process: Literal["ve", "vp"] = "ve"
+    vp_steps: int = 16
 
     def __post_init__(self):
         super().__post_init__()
         check_network(self.width, self.depth, self.dropout)
         if self.sigma_data <= 0:
             raise ConfigError(f"'sigma_data' is {self.sigma_data}; expected above 0")
+        if self.vp_steps < 2:
+            raise ConfigError(f"'vp_steps' is {self.vp_steps}; expected at least 2")
+        if self.process == "vp" and self.sampler.steps > self.vp_steps:
+            raise ConfigError(
+                f"'sampler.steps' is {self.sampler.steps}; a VP policy has 'vp_steps' {self.vp_steps} levels, so expected at most that"
+            )
 
 
 class DiffusionPolicy(Policy):
@@ -61,20 +78,62 @@ class DiffusionPolicy(Policy):
 
     def __init__(self, robot: RobotSpec, config: DiffusionConfig):
         super().__init__(robot, config)
-        network = DenoiserMLP(self.chunk_size, self.condition_size, config.width, config.depth, config.dropout)
-        self.denoiser = Denoiser(network, config.sigma_data)
+        network = self._network()
+        self.denoiser = VpDenoiser(network, config.vp_steps) if config.process == "vp" else Denoiser(network, config.sigma_data)
+
+    def _network(self) -> nn.Module:
+        config = self.config
+        return DenoiserMLP(self.chunk_size, self.condition_size, config.width, config.depth, config.dropout)
 
     @property
     def nfe(self) -> int:  # type: ignore[override]
         """Return network evaluations a chunk."""
         return evaluations(self.config.sampler.solver, self.config.sampler.steps)
 
-    def sample(self, condition: Tensor, noise: Tensor, sampler: SamplerConfig | None = None) -> Tensor:
-        """Denoise unit noise `(B, D)` under features `(B, O)` to a normalised flat chunk `(B, D)` in [-1, 1]."""
+    @property
+    def levels(self) -> Tensor | None:
+        """Return the ascending noise levels `(T,)` that a VP network knows; None where any level will do."""
+        return self.denoiser.levels if self.config.process == "vp" else None
+
+    def context(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the score depends on beside action and level, `(B, C)`: flat, so that it repeats for each expert and sample."""
+        return self.condition(batch)
+
+    @torch.no_grad()
+    def score(self, a: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Return grad_a log p(a; sigma | observation) `(B, D)` of the data smoothed by N(0, sigma^2), detached.
+
+        Args:
+            a: (B, D), clean or noised, normalised.
+            sigma: (B,), in normalised units; a VP policy takes the nearest of its `levels`.
+            context: (B, C), from `context`.
+        """
+        return self.denoiser.score(a, sigma, context)
+
+    @torch.no_grad()
+    def released_score(self, a: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Return the score by the rule of the VDD authors' code `(B, D)`: biased for VP (`VpDenoiser`), equal to `score` for VE."""
+        rule = self.denoiser.released_score if self.config.process == "vp" else self.denoiser.score
+        return rule(a, sigma, context)
+
+    def targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what the denoiser learns to restore, normalised `(B, N)`, and 1 where it was recorded `(B, N)`."""
+        mask = batch["mask"][:, :, None].expand(batch["actions"].shape).flatten(1)
+        return self.from_chunk(batch["actions"]), mask
+
+    def restore(self, noised: Tensor, sigma: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the clean estimate `(B, N)` of noised `targets` at levels sigma `(B,)`, and the loss weight of each level `(B,)`."""
+        return self.denoiser(noised, sigma, self.condition(batch)), self.denoiser.loss_weight(sigma)
+
+    def sample(self, context: Tensor, noise: Tensor, sampler: SamplerConfig | None = None) -> Tensor:
+        """Denoise unit noise `(B, D)` under a context `(B, C)` to a normalised flat chunk `(B, D)` in [-1, 1]."""
         how = sampler or self.config.sampler
-        sigmas = karras_sigmas(how.steps, how.sigma_min, how.sigma_max, how.rho)
-        return SOLVERS[how.solver](lambda x, s: self.denoiser(x, s, condition), noise, sigmas, bound=1.0)
+        if self.config.process == "vp":
+            sigmas = ddim_sigmas(how.steps, self.config.vp_steps)
+        else:
+            sigmas = karras_sigmas(how.steps, how.sigma_min, how.sigma_max, how.rho)
+        return SOLVERS[how.solver](lambda x, s: self.denoiser(x, s, context), noise, sigmas, bound=1.0)
 
     def forward(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Return a chunk `(B, H, A)` in the robot's units from an observation and unit noise `(B, H, A)`."""
-        return self.to_chunk(self.sample(self.condition(observation), noise.flatten(1)))
+        return self.to_chunk(self.sample(self.context(observation), noise.flatten(1)))

@@ -76,9 +76,9 @@ def write_policy(path):
     return bundle.write(path, manifest, {bundle.GRAPH: model.SerializeToString(), bundle.WEIGHTS: b""})
 
 
-def evaluate(policy, env_name, seed):
+def evaluate(policy, env_name, seed, choice):
     """Play an episode without ROS; return its score and actions."""
-    env, runner = envs.make(env_name), PolicyRunner(policy, backends.load(policy))
+    env, runner = envs.make(env_name), PolicyRunner(policy, backends.load(policy), choice, seed)
     frames, actions = [env.reset(seed)] * 2, []
     while not env.done:
         chunk = runner.act({name: np.stack([f[name] for f in frames[-2:]]) for name in frames[0]}).actions
@@ -88,21 +88,23 @@ def evaluate(policy, env_name, seed):
     return env.score, np.array(actions)
 
 
-def test_lock_step_demo_gives_the_actions_and_scores_of_evaluate(short_env, tmp_path, capsys):
+@pytest.mark.parametrize("choice", ["argmax", "gumbel"])
+def test_lock_step_demo_gives_the_actions_and_scores_of_evaluate(choice, short_env, tmp_path, capsys):
     pytest.importorskip("rclpy", reason="needs ROS 2")
     pytest.importorskip("gym_pusht", reason="needs the simulator")
     from ros_vdd.cli import main
 
     policy, out = write_policy(tmp_path / "walk"), tmp_path / "demo"
     words = ["--policy", str(policy.path), "--env", short_env, "--mode", "lock-step", "--episodes", "2", "--no-progress"]
-    assert main(["demo", *words, "--seed", str(SEED), "--out", str(out)]) == 0
+    assert main(["demo", *words, "--seed", str(SEED), "--choice", choice, "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())
     log = demo_log.read(out / "observed.jsonl")
     for index, result in enumerate(log.results):
-        score, actions = evaluate(policy, short_env, SEED + index)
+        score, actions = evaluate(policy, short_env, SEED + index, choice)
         np.testing.assert_array_equal(np.float32(result["actions"]), actions)
         assert summary["per_episode"][index]["score"] == score
     assert summary["frames"] == {"sent": 2 * STEPS, "received": 2 * STEPS, "lost": 0}
+    assert (summary["choice"], summary["temperature"]) == (choice, 1.0 if choice == "gumbel" else None)
     assert summary["chunks"] == 2 * STEPS // N_ACTION_STEPS
     assert (out / "demo.gif").read_bytes()[:4] == b"GIF8" and (out / "demo.png").stat().st_size > 10_000
     assert "0 lost" in capsys.readouterr().out

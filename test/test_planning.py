@@ -113,15 +113,27 @@ def test_a_failure_begun_before_a_reset_is_no_failure_of_the_next_episode():
     assert robot.planner.problem(T0) is None
 
 
-def test_a_reset_seeds_again_and_plans_at_once():
+def test_a_reset_begins_the_next_episode_at_once():
     robot = Robot()
     robot.observe(T0)
     robot.mailbox.run()
     robot.planner.reset()
     assert robot.observe(T0 + DT)
     robot.mailbox.run()
-    assert robot.runner.seeds == [7]
+    assert robot.runner.seeds == [8]
     assert [plan.chunk.stamp_ns for plan in robot.plans] == [T0, T0 + DT]
+
+
+def test_each_episode_has_the_next_seed_and_the_first_the_first():
+    """As `ros-vdd evaluate` and the simulator count, also when a reset comes before the first observation or twice."""
+    robot = Robot()
+    robot.planner.reset()
+    for episode in range(3):
+        assert robot.observe(T0 + episode * 10 * DT)
+        robot.mailbox.run()
+        robot.planner.reset()
+        robot.planner.reset()
+    assert robot.runner.seeds == [7, 8, 9]
 
 
 def test_a_prediction_outside_the_limits_becomes_no_plan_and_is_named():

@@ -26,6 +26,7 @@ from ros_vdd.nodes.parameters import Parameter, declare
 from ros_vdd.nodes.process import publish, run
 from ros_vdd.nodes.status import Status
 from ros_vdd.nodes.transport import image_problem
+from ros_vdd.runtime.choice import RULES, ChoiceConfig
 from ros_vdd.runtime.inference import PolicyRunner
 from ros_vdd.runtime.observer import Observer
 from ros_vdd.runtime.planning import Plan, Planner
@@ -36,8 +37,11 @@ PARAMETERS = (
     Parameter("policy", "", "policy folder: a path, or the name of a shipped one"),
     Parameter("robot", "", "robot file: a path, or the name of a shipped one; empty for the policy's own"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
-    Parameter("choice", "argmax", "which expert acts: the likeliest, or one drawn", choices=("argmax", "sample")),
-    Parameter("seed", 0, "of everything drawn at random; set again by ~/reset", 0, 2**31 - 1),
+    Parameter("choice", "argmax", "which expert acts; sticky and gumbel commit to one", choices=RULES),
+    Parameter("temperature", 1.0, "of choice sample or gumbel: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
+    Parameter("sticky_margin", 1.0, "of choice sticky: by how much another expert must lead [nats]", 0.0, 100.0),
+    Parameter("sticky_steps", 2, "of choice sticky: at how many plans in a row", 1, 1000),
+    Parameter("seed", 0, "of everything drawn at random in the first episode; each ~/reset begins another and adds 1", 0, 2**31 - 1),
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
     Parameter("settle_s", 0.02, "how long a plan waits for streams that have brought nothing from its tick yet", 0.0, 1.0),
     Parameter("equal_stamps", False, "lock-step: use only ticks at which every stream has the same stamp"),
@@ -56,7 +60,8 @@ class PolicyNode(Node):
         parameters = declare(self, PARAMETERS)
         bundle, self._robot = _open_policy(parameters.policy, parameters.robot)
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
-        runner = PolicyRunner(bundle, backends.load(bundle, parameters.backend), parameters.choice, parameters.seed)
+        choice = ChoiceConfig(*(getattr(parameters, name) for name in ("choice", "temperature", "sticky_margin", "sticky_steps")))
+        runner = PolicyRunner(bundle, backends.load(bundle, parameters.backend), choice, parameters.seed)
         runner.warm_up(_blank(bundle))
         self._chunks = 0
         self._latency_ms, self._compute_ms = Window(), Window()
@@ -121,7 +126,7 @@ class PolicyNode(Node):
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._planner.reset()
-        response.success, response.message = True, "history forgotten, seed set again"
+        response.success, response.message = True, "history and expert forgotten, next seed"
         return response
 
     def _update_status(self) -> None:

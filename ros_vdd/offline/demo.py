@@ -18,8 +18,10 @@ from ros_vdd.bundle import Bundle
 from ros_vdd.config import dump_yaml
 from ros_vdd.errors import ConfigError, RosVddError
 from ros_vdd.offline import demo_log
+from ros_vdd.offline.choice_options import add_choice, choice_of, described
 from ros_vdd.offline.processes import Processes, ros_environment
 from ros_vdd.resources import find
+from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.inference import PolicyRunner
 
 HELP = "run a policy in a simulator over real ROS 2 topics, and draw what happened"
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("real-time", "lock-step"),
         help="real-time: 10 Hz by the wall clock; lock-step: each frame waits for its command",
     )
+    add_choice(parser)
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder of summary.json, demo.gif, demo.png and logs")
     parser.add_argument("--no-video", action="store_true", help="don't draw demo.gif")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
@@ -47,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the three nodes until the last episode is over, then print and draw what the observer saw."""
+    choice = choice_of(args)
     if args.episodes < 1 or args.seed < 0:
         raise ConfigError(f"'episodes' is {args.episodes}, 'seed' {args.seed}; expected at least 1 and at least 0")
     bundle = Bundle.open(find("models", args.policy))
@@ -57,18 +61,19 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OBSERVED).unlink(missing_ok=True)
     print(f"{args.episodes} episodes of {args.env} with {bundle.manifest.name}, {args.mode}; logs in {folder}/", flush=True)
-    _play(args, bundle, folder)
+    _play(args, bundle, choice, folder)
     log = demo_log.read(folder / OBSERVED)
     latency_key = "latency_ms" if args.mode == "real-time" else "compute_ms"
     figures = demo_log.summarise(log, next(iter(bundle.robot.cameras)), latency_key)
-    summary = {"env": args.env, "policy": bundle.manifest.name, "mode": args.mode, "seed": args.seed, **figures}
+    summary = {"env": args.env, "policy": bundle.manifest.name, "mode": args.mode, "seed": args.seed}
+    summary |= {**described(choice if bundle.kind == "mixture" else None), **figures}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(demo_log.table(summary), flush=True)
     _draw(args, bundle, log, summary, folder)
     return 0
 
 
-def _play(args: argparse.Namespace, bundle: Bundle, folder: Path) -> None:
+def _play(args: argparse.Namespace, bundle: Bundle, choice: ChoiceConfig, folder: Path) -> None:
     """Start the nodes and follow the observer's file to its end."""
     lock_step = args.mode == "lock-step"
     policy = str(bundle.path.resolve())
@@ -76,7 +81,8 @@ def _play(args: argparse.Namespace, bundle: Bundle, folder: Path) -> None:
     robot.write_text(dump_yaml(bundle.manifest.robot), encoding="utf-8")
     with Processes(folder, ros_environment(_free_domain())) as nodes:
         nodes.start_node("demo_observer_node", path=folder.resolve() / OBSERVED)
-        nodes.start_node("policy_node", policy=policy, equal_stamps=lock_step)
+        drawn = {"choice": choice.rule, "seed": args.seed, **choice.settings}
+        nodes.start_node("policy_node", policy=policy, equal_stamps=lock_step, **drawn)
         nodes.start_node(
             "chunk_executor_node",
             robot=robot.resolve(),
@@ -90,6 +96,7 @@ def _play(args: argparse.Namespace, bundle: Bundle, folder: Path) -> None:
             first_seed=args.seed,
             episodes=args.episodes,
             await_result_reader=True,
+            reset_service="policy_node/reset",
         )
         _follow(nodes, folder / OBSERVED, args)
 

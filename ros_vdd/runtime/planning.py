@@ -44,7 +44,7 @@ class Planner:
         robot: streams, action and limits
         observer: takes the messages
         runner: the policy; used by the inference thread only
-        seed: given to the runner again by `reset`
+        seed: of the first episode, which the runner has begun; each later one adds 1
         replan_steps: policy periods from one plan to the next
         settle_s: how long a plan waits for streams that have brought nothing from its tick or later, [s]. Of messages
             with one stamp the image may come first; without the wait its joint state would be that of the tick before,
@@ -72,6 +72,7 @@ class Planner:
         self._failure: Refusal | None = None  # why the newest prediction became no plan
         self._asked_ns: int | None = None  # tick of the newest observation handed over
         self._epoch, self._epoch_lock, self._reseed = 0, threading.Lock(), threading.Event()
+        self._used = False  # whether the seed has served a prediction, so that the next episode takes another
         self.observer, self.gate = observer, SafetyGate(robot)
         self._mailbox = mailbox(self._predict, self._check, self._fail)
 
@@ -100,11 +101,15 @@ class Planner:
         self._ask(now_s)
 
     def reset(self) -> None:
-        """Begin anew: forget the history, drop what is being predicted, seed again."""
+        """Begin an episode: forget the history, drop what is being predicted, take the next seed.
+
+        The seed stays while nothing was predicted with it, so that the first episode has the first seed.
+        """
         with self._epoch_lock:
             self._epoch += 1
         self.observer.reset()
         self._asked_ns = self._not_ready = self._failure = self._waiting_since_s = None
+        self._seed, self._used = self._seed + self._used, False
         self._reseed.set()
 
     def problem(self, now_ns: int) -> NotReady | None:
@@ -129,6 +134,7 @@ class Planner:
             return
         begun_s = received_s if self._waiting_since_s is None else self._waiting_since_s
         self._not_ready, self._asked_ns, self._waiting_since_s = None, tick_ns, None
+        self._used = True
         self._mailbox.submit(_Job(observation.arrays, tick_ns, self._epoch, begun_s))
 
     def _settled(self, tick_ns: int, now_s: float) -> bool:

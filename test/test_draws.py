@@ -23,7 +23,7 @@ def every_kind(draws, rows):
         draws.integers(7, (rows, 4)),
         draws.normal((rows, 1, 6)),
         log_normal_sigmas(rows, -1.2, 1.2, 0.01, 20.0, draws),
-        log_uniform_sigmas(rows, 0.1, 0.5, draws),
+        log_uniform_sigmas((rows,), 0.1, 0.5, draws),
     ]
 
 

@@ -12,7 +12,8 @@ import toy  # noqa: E402
 from ros_vdd.config import build  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.policies.diffusion import DiffusionConfig  # noqa: E402
-from ros_vdd.policies.mixture import MixtureConfig, MixturePolicy, expert_log_probs, responsibilities  # noqa: E402
+from ros_vdd.policies.gaussians import Diagonal  # noqa: E402
+from ros_vdd.policies.mixture import Mixture, MixtureConfig, MixturePolicy  # noqa: E402
 
 
 def draw(size, batch=16, experts=4, seed=0):
@@ -35,7 +36,7 @@ def brute_force(chunk, means, stds, log_gate):
 
 def shares(chunk, means, stds, log_gate):
     chunk, means, stds, log_gate = (torch.from_numpy(a).float() for a in (chunk, means, stds, log_gate))
-    return responsibilities(log_gate, expert_log_probs(chunk, means, stds)).exp().numpy()
+    return Mixture(Diagonal(means, stds), log_gate).responsibilities(chunk)[:, 0].exp().numpy()
 
 
 @pytest.mark.parametrize("size", [2, 14, 56, 112])
@@ -50,18 +51,12 @@ def test_responsibilities_hold_where_every_density_underflows(size):
     means, stds = 0.02 * means, np.full_like(means, 0.25)
     chunk = np.full((16, 1, size), np.sqrt(2 * (110 + size * np.log(4 / np.sqrt(2 * np.pi))) / size) / 4)
     rounded = [a.astype(np.float32).astype(np.float64) for a in (chunk, means, stds, log_gate)]
-    densities = expert_log_probs(*(torch.from_numpy(a).float() for a in rounded[:3])).exp()
+    chunks, *experts = (torch.from_numpy(a).float() for a in rounded[:3])
+    densities = Diagonal(*experts).log_prob(chunks).exp()
     assert not densities.any(), "float32 can't hold these densities"
     expected = brute_force(*rounded)
     assert 0.2 < expected.max(axis=1).mean() < 0.99, "the experts compete"
     np.testing.assert_allclose(shares(*rounded), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [1, 14, 112])
-def test_expert_log_probs_are_those_of_torch_distributions(size):
-    chunk, means, stds, _ = (torch.from_numpy(a) for a in draw(size))
-    normal = torch.distributions.Independent(torch.distributions.Normal(means, stds), 1)
-    torch.testing.assert_close(expert_log_probs(chunk, means, stds), normal.log_prob(chunk), rtol=1e-12, atol=1e-10)
 
 
 def test_responsibilities_ignore_shifted_logits():
@@ -83,11 +78,11 @@ def test_gating_ignores_shifted_logits():
 @pytest.mark.parametrize("padding", [0.0, -7.5, 1e6])
 def test_masked_numbers_count_for_nothing(padding):
     chunk, means, stds, _ = (torch.from_numpy(a) for a in draw(14))
-    mask = torch.ones(16, 1, 14, dtype=torch.float64)
-    mask[:, :, 9:] = 0
-    padded = torch.where(mask.bool(), chunk, padding)
-    expected = expert_log_probs(chunk[..., :9], means[..., :9], stds[..., :9])
-    torch.testing.assert_close(expert_log_probs(padded, means, stds, mask), expected, rtol=1e-12, atol=1e-12)
+    mask = torch.ones(16, 14, dtype=torch.float64)
+    mask[:, 9:] = 0
+    padded = torch.where(mask[:, None].bool(), chunk, padding)
+    expected = Diagonal(means[..., :9], stds[..., :9]).log_prob(chunk[..., :9])
+    torch.testing.assert_close(Diagonal(means, stds).log_prob(padded, mask), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_gate_trains_no_parameter_of_the_trunk():

@@ -45,7 +45,7 @@ def test_training_levels_are_log_normal_inside_the_samplers_range():
 
 
 def test_distillation_levels_are_uniform_in_the_logarithm():
-    drawn = log_uniform_sigmas(40_000, 0.1, 0.5, Draws(0)).log()
+    drawn = log_uniform_sigmas((40_000,), 0.1, 0.5, Draws(0)).log()
     share = (drawn - math.log(0.1)) / math.log(5.0)
     counts = torch.histc(share, bins=10, min=0.0, max=1.0)
     assert counts.sum() == 40_000

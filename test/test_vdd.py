@@ -13,6 +13,7 @@ import toy  # noqa: E402
 from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.methods import vdd  # noqa: E402
+from ros_vdd.policies.gaussians import Diagonal  # noqa: E402
 from ros_vdd.policies.mixture import Mixture  # noqa: E402
 from ros_vdd.policies.normalizer import Normalizer  # noqa: E402
 
@@ -25,14 +26,13 @@ class TwoModes:
     def __init__(self):
         self.asked = []
 
-    @property
-    def denoiser(self):
-        return self
+    levels = None
 
-    def condition(self, batch):
-        return batch["state"]
+    def context(self, batch):
+        return batch["state"].flatten(1)
 
-    def score(self, x, sigma, condition):
+    def score(self, x, sigma, context):
+        assert len(x) == len(sigma) == len(context), "the teacher is asked a row at a time"
         self.asked.append(sigma)
         variance = STD**2 + sigma[:, None] ** 2
         return (MODE * torch.tanh(MODE * x / variance) - x) / variance
@@ -56,7 +56,11 @@ class Free(torch.nn.Module):
     def mixture(self, condition):
         count = len(condition)
         stds, log_gate = self.log_stds.exp(), self.logits.log_softmax(0)
-        return Mixture(self.means.expand(count, -1, -1), stds.expand(count, -1, -1), log_gate.expand(count, -1))
+        experts = Diagonal(self.means.expand(count, -1, -1), stds.expand(count, -1, -1))
+        return Mixture(experts, log_gate.expand(count, -1))
+
+    def steady(self, condition, mixture):
+        return mixture
 
 
 def recorded(count=128, share=0.5):
@@ -183,7 +187,7 @@ class Recording(TwoModes):
         super().__init__()
         self._seen = seen
 
-    def condition(self, batch):
+    def context(self, batch):
         self._seen.append(batch)
         return batch["state"].flatten(1)
 
@@ -228,10 +232,7 @@ class Sampling(TwoModes):
 
     CHUNK = 0.7
 
-    def condition(self, batch):
-        return batch["state"]
-
-    def sample(self, condition, noise):
+    def sample(self, context, noise):
         return torch.full_like(noise, self.CHUNK)
 
 

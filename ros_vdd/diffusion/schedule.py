@@ -43,7 +43,7 @@ def log_normal_sigmas(
     return log_sigma.clamp(math.log(sigma_min), math.log(sigma_max)).exp()
 
 
-def log_uniform_sigmas(count: int, sigma_min: float, sigma_max: float, draws: Draws) -> Tensor:
-    """Draw levels `(count,)` uniform in ln sigma between sigma_min and sigma_max."""
+def log_uniform_sigmas(shape: tuple[int, ...], sigma_min: float, sigma_max: float, draws: Draws) -> Tensor:
+    """Draw levels of a shape `(B, ...)` uniform in ln sigma between sigma_min and sigma_max."""
     low, high = math.log(sigma_min), math.log(sigma_max)
-    return (low + (high - low) * draws.uniform((count,))).exp()
+    return (low + (high - low) * draws.uniform(shape)).exp()

@@ -10,13 +10,15 @@ Its gradient is the responsibility-weighted one of EM's M-step: grad log sum_z e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
-from ros_vdd.policies.mixture import MixturePolicy, expert_log_probs
+from ros_vdd.methods._start import START_SAMPLES, chunk_clusters
+from ros_vdd.policies.mixture import Mixture, MixturePolicy
 
 KIND = "mixture"
 NEEDS_TEACHER = False
@@ -24,10 +26,14 @@ NEEDS_TEACHER = False
 
 @dataclass(frozen=True)
 class Options:
-    """`temperature` > 1 softens responsibilities at the start and falls to 1 by `anneal`, so that no expert dies early."""
+    """`temperature` > 1 softens responsibilities at the start and falls to 1 by `anneal`, so that no expert dies early.
+
+    `initialise`: the experts begin as `spread` poses, or at the `kmeans` centres of recorded chunks.
+    """
 
     temperature: float = 30.0
     anneal: float = 0.3
+    initialise: Literal["spread", "kmeans"] = "spread"
 
     def __post_init__(self):
         if self.temperature < 1 or self.anneal <= 0:
@@ -40,27 +46,31 @@ class Method:
     def __init__(self, options: Options, policy: MixturePolicy, teacher: None = None):
         self.options, self.policy = options, policy
 
+    @torch.no_grad()
+    def prepare(self, data, draws: Draws) -> None:
+        """Put the experts where `initialise` says, before the first step."""
+        if self.options.initialise == "kmeans":
+            self.policy.begin_at(chunk_clusters(self.policy, data, draws, START_SAMPLES))
+
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 1.0) -> tuple[Tensor, dict]:
         """Return EM's surrogate [nats], which has the gradient of the negative log-likelihood once the temperature is 1."""
-        log_gate, log_probs = self._joint(batch)
+        joint, mixture = self._joint(batch)
         heat = 1 + (self.options.temperature - 1) * max(0.0, 1 - progress / self.options.anneal)
-        joint = log_gate + log_probs
         shares = (joint.detach() / heat).softmax(dim=1)
         loss = -(shares * joint).sum(dim=1).mean()
         likelihood = joint.detach().logsumexp(dim=1).mean().item()
-        return loss, {"loss": loss.item(), "log_likelihood": likelihood, **usage(log_gate)}
+        return loss, {"loss": loss.item(), "log_likelihood": likelihood, **usage(mixture.log_gate)}
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
         """Return the exact negative log-likelihood [nats] and the root mean square error of the likeliest expert's mean."""
-        log_gate, log_probs = self._joint(batch)
-        loss = -(log_gate + log_probs).logsumexp(dim=1).mean().item()
-        return {"loss": loss, "action_rmse": best_expert_rmse(self.policy, batch), **usage(log_gate)}
+        joint, mixture = self._joint(batch)
+        loss = -joint.logsumexp(dim=1).mean().item()
+        return {"loss": loss, "action_rmse": best_expert_rmse(self.policy, batch), **usage(mixture.log_gate)}
 
-    def _joint(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _joint(self, batch: dict[str, Tensor]) -> tuple[Tensor, Mixture]:
         mixture = self.policy.mixture(self.policy.condition(batch))
-        chunk, mask = self.policy.from_chunk(batch["actions"]), flat_mask(batch)
-        return mixture.log_gate, expert_log_probs(chunk[:, None], mixture.means, mixture.stds, mask[:, None])
+        return mixture.joint(self.policy.from_chunk(batch["actions"])[:, None], flat_mask(batch))[:, 0], mixture
 
 
 def flat_mask(batch: dict[str, Tensor]) -> Tensor:
@@ -69,10 +79,15 @@ def flat_mask(batch: dict[str, Tensor]) -> Tensor:
 
 
 def usage(log_gate: Tensor) -> dict[str, float]:
-    """Return how the gate uses the experts: its mean entropy [nats] and the smallest expert's share."""
+    """Return how the gate uses the experts: mean entropy [nats], the least used one's share, and how many are dead.
+
+    An expert counts as dead when its mean share is below a twentieth of an even share.
+    """
     gate = log_gate.detach().exp()
     entropy = -(gate * log_gate.detach()).sum(dim=1).mean().item()
-    return {"gate_entropy": entropy, "least_used": gate.mean(dim=0).min().item()}
+    shares = gate.mean(dim=0)
+    dead = (shares < 0.05 / len(shares)).sum().item()
+    return {"gate_entropy": entropy, "least_used": shares.min().item(), "dead_experts": float(dead)}
 
 
 def best_expert_rmse(policy: MixturePolicy, batch: dict[str, Tensor]) -> float:

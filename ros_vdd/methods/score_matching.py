@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a diffusion teacher by denoising score matching.
 
-    L = E w(sigma) || D(a + sigma n; sigma, s) - a ||^2,   w = (sigma^2 + sd^2) / (sigma sd)^2
+    VE: L = E w(sigma) || D(a + sigma n; sigma, s) - a ||^2,   w = (sigma^2 + sd^2) / (sigma sd)^2,   ln sigma normal
+    VP: L = E || eps(sqrt(abar_t) a + sqrt(1 - abar_t) n, t, s) - n ||^2,                             t uniform on 0..T-1
 
-Source: Karras et al. 2022 (EDM, arXiv 2206.00364), equation 2 and table 1. Padded steps don't count.
+Both are one loss with w = 1 / sigma_t^2 for VP. Source: Karras et al. 2022 (EDM, arXiv 2206.00364), equation 2 and table 1; Ho et al.
+2020 (DDPM, arXiv 2006.11239), equation 14. Padded steps don't count.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ NEEDS_TEACHER = False
 
 @dataclass(frozen=True)
 class Options:
-    """Training levels: ln sigma ~ N(log_sigma_mean, log_sigma_std), in normalised action units."""
+    """Training levels of a VE policy: ln sigma ~ N(log_sigma_mean, log_sigma_std), in normalised action units."""
 
     log_sigma_mean: float = -1.2
     log_sigma_std: float = 1.2
@@ -42,23 +44,26 @@ class Method:
 
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return the weighted squared error of the clean estimate."""
-        clean = self.policy.from_chunk(batch["actions"])
-        sampler, options = self.policy.config.sampler, self.options
-        sigma = log_normal_sigmas(
-            len(clean), options.log_sigma_mean, options.log_sigma_std, sampler.sigma_min, sampler.sigma_max, draws
-        )
-        noisy = clean + sigma[:, None] * draws.normal(clean.shape)
-        estimate = self.policy.denoiser(noisy, sigma, self.policy.condition(batch))
-        mask = batch["mask"][:, :, None].expand(batch["actions"].shape).flatten(1)
-        weight = self.policy.denoiser.loss_weight(sigma)[:, None] * mask
-        loss = (weight * (estimate - clean).square()).sum() / draws.total(mask.sum())
+        clean, mask = self.policy.targets(batch)
+        sigma = self._levels(len(clean), draws)
+        noised = clean + sigma[:, None] * draws.normal(clean.shape)
+        estimate, weight = self.policy.restore(noised, sigma, batch)
+        loss = (weight[:, None] * mask * (estimate - clean).square()).sum() / draws.total(mask.sum())
         return loss, {"loss": loss.item()}
+
+    def _levels(self, count: int, draws: Draws) -> Tensor:
+        levels, sampler, options = self.policy.levels, self.policy.config.sampler, self.options
+        if levels is not None:
+            return levels[draws.integers(len(levels), (count,))]
+        return log_normal_sigmas(
+            count, options.log_sigma_mean, options.log_sigma_std, sampler.sigma_min, sampler.sigma_max, draws
+        )
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
         """Return the loss and the root mean square error of the sampled chunk, both in normalised units."""
         _, figures = self.loss(batch, draws)
         clean = self.policy.from_chunk(batch["actions"])
-        sampled = self.policy.sample(self.policy.condition(batch), draws.normal(clean.shape))
+        sampled = self.policy.generate(batch, draws.normal((len(clean), *self.policy.noise_shape)))
         mask = batch["mask"][:, :, None].expand(batch["actions"].shape).flatten(1)
         return {**figures, "action_rmse": ((sampled - clean).square() * mask).sum().div(mask.sum()).sqrt().item()}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The student: a mixture of Gaussian experts over whole chunks; one evaluation gives every expert's plan and the gate.
 
-    q(a|s) = sum_z q(z|s) N(a; mu_z(s), diag(std_z(s)^2))        one expert = one coherent chunk
+    q(a|s) = sum_z q(z|s) N(a; mu_z(s), Sigma_z(s))        one expert = one coherent chunk
 
 Source: Zhou et al. 2024 (VDD, arXiv 2406.12538), section 3; chunks instead of single actions are our own.
 """
@@ -11,30 +11,73 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.mlp import Trunk
+from ros_vdd.policies.gaussians import Diagonal, Full, Gaussians, LowRank
 from ros_vdd.policies.policy import Policy, PolicyConfig, check_network
 from ros_vdd.streams.spec import RobotSpec
 
 
 class Mixture(NamedTuple):
-    """Parameters of a diagonal Gaussian mixture over flat chunks."""
+    """A mixture over flat chunks in normalised units."""
 
-    means: Tensor  # (B, K, D)
-    stds: Tensor  # (B, K, D)
+    experts: Gaussians
     log_gate: Tensor  # (B, K), log-softmax
+
+    @property
+    def means(self) -> Tensor:
+        """Return the experts' chunks `(B, K, D)`."""
+        return self.experts.mean
+
+    @property
+    def stds(self) -> Tensor:
+        """Return the experts' standard deviations `(B, K, D)`."""
+        return self.experts.stds
+
+    def detach(self) -> Mixture:
+        """Return the mixture cut off from the gradient."""
+        return Mixture(self.experts.detach(), self.log_gate.detach())
+
+    def joint(self, chunks: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return l_z = ln q(z|s) + ln q(a|s,z) `(B, M, K)` of chunks `(B, M, D)`; `mask` `(B, D)` is 0 for padding."""
+        return self.log_gate[:, None] + self.experts.log_prob(chunks, mask)
+
+    def responsibilities(self, chunks: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return ln q(z|a,s) = l_z - logsumexp_j l_j `(B, M, K)`, exact however small the densities are (VDD equation 7)."""
+        return self.joint(chunks, mask).log_softmax(dim=-1)
+
+    def log_prob(self, chunks: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return ln q(a|s) `(B, M)` [nats]."""
+        return self.joint(chunks, mask).logsumexp(dim=-1)
+
+
+class Likelihood(NamedTuple):
+    """What a mixture says of a chunk, in the robot's units."""
+
+    log_prob: Tensor  # (B,) [nats], the density of the chunk
+    log_responsibilities: Tensor  # (B, K) [nats]
+    gate_entropy: Tensor  # (B,) [nats]
+    means: Tensor  # (B, K, H, A)
+    stds: Tensor  # (B, K, H, A)
 
 
 @dataclass(frozen=True)
 class MixtureConfig(PolicyConfig):
-    """Sizes of the student; `spread` is the half width of the experts' starting means, `min_std` the narrowest expert."""
+    """Sizes of the student.
+
+    `covariance` of an expert's chunk: independent numbers, `rank` shared directions beside them, or full. `gate` learned, or every
+    expert alike. `spread` is the half width of the experts' starting means, `min_std` the narrowest expert.
+    """
 
     experts: int = 4
+    covariance: Literal["diagonal", "low_rank", "full"] = "diagonal"
+    rank: int = 4
+    gate: Literal["learned", "uniform"] = "learned"
     width: int = 512
     depth: int = 3
     dropout: float = 0.0
@@ -48,6 +91,8 @@ class MixtureConfig(PolicyConfig):
         check_network(self.width, self.depth, self.dropout)
         if self.experts < 1 or self.gate_width < 1 or not 0 < self.min_std < self.initial_std:
             raise ConfigError("'experts' and 'gate_width' must be at least 1 and 0 < 'min_std' < 'initial_std'")
+        if self.rank < 1:
+            raise ConfigError(f"'rank' is {self.rank}; expected at least 1 (covariance: diagonal has no shared directions)")
 
 
 class MixturePolicy(Policy):
@@ -57,19 +102,25 @@ class MixturePolicy(Policy):
 
     def __init__(self, robot: RobotSpec, config: MixtureConfig):
         super().__init__(robot, config)
-        outputs = config.experts * self.chunk_size
+        size, experts = self.chunk_size, config.experts
         self.trunk = Trunk(self.condition_size, config.width, config.depth, config.dropout)
-        self.mean_head = nn.Linear(config.width, outputs)
-        self.std_head = nn.Linear(config.width, outputs)
-        self.gate = nn.Sequential(
-            nn.Linear(config.width, config.gate_width), nn.SiLU(), nn.Linear(config.gate_width, config.experts)
-        )
+        self.mean_head = nn.Linear(config.width, experts * size)
+        self.std_head = nn.Linear(config.width, experts * size)
+        if config.gate == "learned":
+            self.gate = nn.Sequential(
+                nn.Linear(config.width, config.gate_width), nn.SiLU(), nn.Linear(config.gate_width, experts)
+            )
+        coupled = {"diagonal": 0, "low_rank": size * config.rank, "full": size * (size - 1) // 2}[config.covariance]
+        if coupled:
+            self.coupling_head = nn.Linear(config.width, experts * coupled)
+        if config.covariance == "full":
+            self.register_buffer("_below", torch.tril_indices(size, size, -1), persistent=False)
         self._start_spread()
 
     def _start_spread(self) -> None:
         """Experts start as different constant poses, equally likely, `initial_std` wide (VDD code: bias U[-b, b])."""
         config = self.config
-        for layer in (self.mean_head, self.std_head, self.gate[-1]):
+        for layer in (self.mean_head, self.std_head, *([self.gate[-1]] if config.gate == "learned" else [])):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         pose = torch.rand(config.experts, 1, self.robot.action_size) * 2 - 1
@@ -77,34 +128,84 @@ class MixturePolicy(Policy):
         with torch.no_grad():
             self.mean_head.bias.copy_(chunk.reshape(-1))
             self.std_head.bias.fill_(math.log(math.expm1(config.initial_std - config.min_std)))
+            if config.covariance != "diagonal":
+                nn.init.zeros_(self.coupling_head.weight)
+                scale = 0.1 * config.initial_std if config.covariance == "low_rank" else 0.0  # U = 0 would be a saddle point
+                self.coupling_head.bias.copy_(scale * torch.randn(self.coupling_head.bias.shape))
+
+    def begin_at(self, chunks: Tensor) -> None:
+        """Let the experts start at given chunks `(K, D)`, normalised, whatever is observed.
+
+        Raises:
+            ConfigError: the experts were trained before, so that a new start would throw them away.
+        """
+        if self.mean_head.weight.abs().max() > 0:
+            raise ConfigError("'initialise' would overwrite the experts that 'start' brings; leave one of the two out")
+        with torch.no_grad():
+            self.mean_head.bias.copy_(chunks.reshape(-1))
 
     def mixture(self, condition: Tensor) -> Mixture:
         """Return the mixture in normalised units for features `(B, O)`; the gate never trains the trunk."""
         hidden = self.trunk(condition)
-        shape = (-1, self.config.experts, self.chunk_size)
-        stds = nn.functional.softplus(self.std_head(hidden)) + self.config.min_std
-        log_gate = self.gate(hidden.detach()).log_softmax(dim=1)
-        return Mixture(self.mean_head(hidden).reshape(shape), stds.reshape(shape), log_gate)
+        return Mixture(self._experts(hidden), self._log_gate(hidden.detach()))
+
+    @torch.no_grad()
+    def _quiet(self, condition: Tensor) -> tuple[Tensor, Gaussians]:
+        training = self.training
+        self.eval()
+        hidden = self.trunk(condition)
+        experts = self._experts(hidden)
+        self.train(training)
+        return hidden, experts
+
+    def steady(self, condition: Tensor, mixture: Mixture) -> Mixture:
+        """Return the mixture without dropout, of which only the gate can be trained; `mixture` itself where there is no dropout.
+
+        Gate and responsibilities compare experts: dropout would compare them through noise.
+        """
+        if not self.config.dropout:
+            return mixture
+        hidden, experts = self._quiet(condition)
+        return Mixture(experts, self._log_gate(hidden))
 
     def forward(self, observation: Mapping[str, Tensor], noise: None = None) -> tuple[Tensor, Tensor]:
         """Return every expert's chunk `(B, K, H, A)` in the robot's units and the log-gate `(B, K)`."""
         hidden = self.trunk(self.condition(observation))
         means = self.mean_head(hidden).reshape(-1, self.config.experts, self.chunk_size)
-        return self.to_chunk(means), self.gate(hidden).log_softmax(dim=1)
+        return self.to_chunk(means), self._log_gate(hidden)
 
+    def likelihood(self, observation: Mapping[str, Tensor], chunk: Tensor) -> Likelihood:
+        """Return what the mixture says of a chunk `(B, H, A)` in the robot's units.
 
-def expert_log_probs(chunk: Tensor, means: Tensor, stds: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return ln N(a; mu_z, diag(std_z^2)).
+        The density in the robot's units is that of the normalised chunk times the Jacobian: ln q(a) - sum_i ln((high_i - low_i) / 2).
+        """
+        mixture = self.mixture(self.condition(observation))
+        joint = mixture.joint(self.from_chunk(chunk)[:, None])[:, 0]
+        half = (self.action_normalizer.high - self.action_normalizer.low) / 2
+        shape = (*mixture.means.shape[:2], self.config.horizon, self.robot.action_size)
+        return Likelihood(
+            joint.logsumexp(dim=1) - self.config.horizon * half.log().sum(),
+            joint.log_softmax(dim=1),
+            -(mixture.log_gate.exp() * mixture.log_gate).sum(dim=1),
+            self.to_chunk(mixture.means),
+            mixture.stds.reshape(shape) * half,
+        )
 
-    Args:
-        chunk: (B, 1, D) or (B, M, D), normalised.
-        means, stds: broadcast against chunk.
-        mask: (B, 1, D) with 1 for numbers that count, 0 for padding; None counts all.
-    """
-    terms = -0.5 * ((chunk - means) / stds).square() - stds.log() - 0.5 * math.log(2 * math.pi)
-    return (terms if mask is None else terms * mask).sum(dim=-1)
+    def _experts(self, hidden: Tensor) -> Gaussians:
+        config, size = self.config, self.chunk_size
+        shape = (-1, config.experts, size)
+        means = self.mean_head(hidden).reshape(shape)
+        stds = (nn.functional.softplus(self.std_head(hidden)) + config.min_std).reshape(shape)
+        if config.covariance == "diagonal":
+            return Diagonal(means, stds)
+        coupling = self.coupling_head(hidden)
+        if config.covariance == "low_rank":
+            return LowRank(means, stds, coupling.reshape(*means.shape, config.rank))
+        below = torch.zeros(*means.shape, size, dtype=means.dtype, device=means.device)
+        below[..., self._below[0], self._below[1]] = coupling.reshape(*means.shape[:2], -1)
+        return Full(means, stds.diag_embed() + below)
 
-
-def responsibilities(log_gate: Tensor, log_probs: Tensor) -> Tensor:
-    """Return ln q(z|a,s) = l_z - logsumexp_j l_j with l_j = ln q(j|s) + ln q(a|s,j), over the last axis (VDD equation 7)."""
-    return (log_gate + log_probs).log_softmax(dim=-1)
+    def _log_gate(self, hidden: Tensor) -> Tensor:
+        if self.config.gate == "uniform":
+            return hidden.new_full((len(hidden), self.config.experts), -math.log(self.config.experts))
+        return self.gate(hidden).log_softmax(dim=1)

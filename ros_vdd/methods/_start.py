@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the experts of a mixture begin: the centres of k-means over chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ros_vdd.diffusion.draws import Draws
+from ros_vdd.errors import DataError
+from ros_vdd.policies.mixture import MixturePolicy
+
+START_SAMPLES = 4096
+"""Chunks that k-means looks at, spread evenly over the data."""
+_BLOCK = 256
+
+
+def chunk_clusters(
+    policy: MixturePolicy, data, draws: Draws, count: int, chunks: Callable[[dict], Tensor] | None = None
+) -> Tensor:
+    """Return k-means centres `(K, D)` of normalised chunks (k-means++ start, scipy).
+
+    Args:
+        policy: whose K and units are used.
+        data: batches by index.
+        draws: decides the start.
+        count: most chunks to look at.
+        chunks: gives chunks `(B, D)` for a batch; None takes the recorded ones.
+
+    Raises:
+        DataError: there are fewer chunks than experts.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int))
+    if len(indices) < policy.config.experts:
+        raise DataError(f"{len(indices)} windows are too few for the k-means of {policy.config.experts} experts; use fewer experts")
+    take = chunks or (lambda batch: policy.from_chunk(batch["actions"]))
+    parts = [take(data.batch(indices[i : i + _BLOCK])) for i in range(0, len(indices), _BLOCK)]
+    points = torch.cat(parts).double().cpu().numpy()
+    seed = int(draws.integers(2**31 - 1, (1,)))
+    centres, _ = kmeans2(points, policy.config.experts, minit="++", seed=seed)
+    return torch.from_numpy(centres).to(policy.mean_head.bias)

@@ -14,9 +14,11 @@ import toy  # noqa: E402
 from ros_vdd import backends, policies  # noqa: E402
 from ros_vdd.bundle import WEIGHTS, write  # noqa: E402
 from ros_vdd.config import build  # noqa: E402
+from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.diffusion.sampling import euler  # noqa: E402
 from ros_vdd.diffusion.vp import VpDenoiser, cosine_alpha_bars, ddim_sigmas, equivalent_sigmas  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
+from ros_vdd.methods import score_matching  # noqa: E402
 from ros_vdd.offline.export import export, resampled  # noqa: E402
 from ros_vdd.policies.diffusion import DiffusionConfig, SamplerConfig  # noqa: E402
 
@@ -180,7 +182,7 @@ def test_scores_carry_no_gradient():
     assert not vp.score(x, torch.ones(2), x).requires_grad and not vp.released_score(x, torch.ones(2), x).requires_grad
 
 
-VP = {"process": "vp", "vp_steps": 8}
+VP = {"process": "vp", "vp_steps": 8, "sampler": {"steps": 5}}
 
 
 @pytest.fixture
@@ -243,19 +245,76 @@ def test_export_with_fewer_steps_takes_ddims_grid(folder, tmp_path):
 
 
 def test_export_with_more_steps_than_levels_is_refused_and_writes_nothing(folder, tmp_path):
-    with pytest.raises(ConfigError, match="'sampler.steps' is 9; a VP policy has 'vp_steps' 8"):
+    with pytest.raises(ConfigError, match="'sampler.steps' is 9; a VP policy of 'vp_steps' 8"):
         resampled(folder, tmp_path / "nine", 9, None)
     assert not (tmp_path / "nine").exists()
 
 
 def test_a_folder_from_before_vp_is_a_ve_policy(tmp_path):
     bundle = toy.policy(tmp_path / "now", "diffusion")
-    network = {k: v for k, v in bundle.manifest.network.items() if k not in VP}
+    network = {k: v for k, v in bundle.manifest.network.items() if k not in ("process", "vp_steps")}
     old = write(tmp_path / "old", type(bundle.manifest)(**{**vars(bundle.manifest), "network": network}), {WEIGHTS: bundle.file(WEIGHTS)})
     assert policies.load(old).config == policies.load(bundle).config and policies.load(old).config.process == "ve"
 
 
-@pytest.mark.parametrize("wrong", [{"vp_steps": 1}, {"process": "vp", "vp_steps": 8, "sampler": SamplerConfig(steps=9)}])
-def test_configurations_without_meaning_are_refused(wrong):
-    with pytest.raises(ConfigError, match="vp_steps"):
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"vp_steps": 1}, "'vp_steps' is 1"),
+        ({"process": "vp", "vp_steps": 8, "sampler": SamplerConfig(steps=9)}, "'sampler.steps' is 9"),
+        ({"process": "vp", "sampler": SamplerConfig(solver="heun")}, "samples by 'euler'"),
+    ],
+)
+def test_configurations_without_meaning_are_refused(wrong, told):
+    with pytest.raises(ConfigError, match=told):
         DiffusionConfig(**wrong)
+
+
+def test_a_sampler_given_by_hand_is_checked_too(policy):
+    with pytest.raises(ConfigError, match="samples by 'euler'"):
+        policy.sample(policy.context(observed()), torch.zeros(5, 8), SamplerConfig("heun", 3))
+
+
+def batch_of(policy, count=64):
+    """Actions that are one of two constant chunks, told apart by the state; a tail of padding."""
+    side = torch.where(torch.arange(count) % 2 == 0, 1.0, -1.0)
+    state, mask = side[:, None, None].expand(count, 2, 2), torch.ones(count, 4)
+    mask[: count // 4, 3] = 0
+    actions = policy.action_normalizer.inverse(0.5 * side[:, None, None].expand(count, 4, 2))
+    return {"state": policy.state_normalizer.inverse(state), "actions": actions, "mask": mask}
+
+
+def test_score_matching_of_a_vp_policy_is_the_plain_error_of_epsilon(policy):
+    """With eps = 0 the loss is the mean square of the noise that counts, at every level."""
+    with torch.no_grad():
+        for parameter in policy.denoiser.network.leave.parameters():
+            parameter.zero_()
+    batch = batch_of(policy)
+    loss, _ = score_matching.Method(score_matching.Options(), policy).loss(batch, Draws(5))
+    draws = Draws(5)
+    draws.integers(8, (64,))
+    mask = batch["mask"].repeat_interleave(2, dim=1)
+    expected = (draws.normal((64, 8)).square() * mask).sum() / mask.sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_training_draws_every_level_equally_often(policy):
+    seen = []
+    policy.restore = lambda noised, sigma, batch: (seen.append(sigma), (torch.zeros_like(noised), torch.ones_like(sigma)))[1]
+    score_matching.Method(score_matching.Options(), policy).loss(batch_of(policy, 8000), Draws(0))
+    counts = torch.stack([(seen[0] == level).sum() for level in policy.levels])
+    assert counts.sum() == 8000 and (counts - 1000).abs().max() < 5 * math.sqrt(1000)
+
+
+def test_a_trained_vp_policy_samples_what_it_was_shown(policy):
+    method, batch = score_matching.Method(score_matching.Options(), policy.train()), batch_of(policy)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=5e-3)
+    before = method.validate(batch, Draws(0))
+    for step in range(300):
+        loss, _ = method.loss(batch, Draws(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = method.validate(batch, Draws(0))
+    assert after["loss"] < before["loss"] / 2
+    assert after["action_rmse"] < 0.3 < before["action_rmse"]

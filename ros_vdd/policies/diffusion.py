@@ -65,10 +65,23 @@ class DiffusionConfig(PolicyConfig):
             raise ConfigError(f"'sigma_data' is {self.sigma_data}; expected above 0")
         if self.vp_steps < 2:
             raise ConfigError(f"'vp_steps' is {self.vp_steps}; expected at least 2")
-        if self.process == "vp" and self.sampler.steps > self.vp_steps:
-            raise ConfigError(
-                f"'sampler.steps' is {self.sampler.steps}; a VP policy has 'vp_steps' {self.vp_steps} levels, so expected at most that"
-            )
+        if self.process == "vp":
+            check_vp_sampler(self.sampler, self.vp_steps)
+
+
+def check_vp_sampler(sampler: SamplerConfig, vp_steps: int) -> None:
+    """Refuse a sampler that a VP policy can't follow.
+
+    At the top level (sigma 325 of 16 steps) an epsilon network's clean estimate is all but noise. Euler's rule forgets it, Heun's
+    carries it on, times half the ratio of the two highest levels.
+
+    Raises:
+        ConfigError: more steps than levels, or Heun's rule.
+    """
+    if sampler.steps > vp_steps:
+        raise ConfigError(f"'sampler.steps' is {sampler.steps}; a VP policy of 'vp_steps' {vp_steps} has no more levels than those")
+    if sampler.solver != "euler":
+        raise ConfigError(f"'sampler.solver' is '{sampler.solver}'; a VP policy samples by 'euler', which is DDIM")
 
 
 class DiffusionPolicy(Policy):
@@ -129,11 +142,21 @@ class DiffusionPolicy(Policy):
         """Denoise unit noise `(B, D)` under a context `(B, C)` to a normalised flat chunk `(B, D)` in [-1, 1]."""
         how = sampler or self.config.sampler
         if self.config.process == "vp":
+            check_vp_sampler(how, self.config.vp_steps)
             sigmas = ddim_sigmas(how.steps, self.config.vp_steps)
         else:
             sigmas = karras_sigmas(how.steps, how.sigma_min, how.sigma_max, how.rho)
         return SOLVERS[how.solver](lambda x, s: self.denoiser(x, s, context), noise, sigmas, bound=1.0)
 
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Return (H, A), what `generate` and `forward` take of unit noise."""
+        return self.config.horizon, self.robot.action_size
+
+    def generate(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """Return a normalised flat chunk `(B, D)` from an observation and unit noise `(B, *noise_shape)`."""
+        return self.sample(self.context(observation), noise.flatten(1))
+
     def forward(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """Return a chunk `(B, H, A)` in the robot's units from an observation and unit noise `(B, H, A)`."""
-        return self.to_chunk(self.sample(self.context(observation), noise.flatten(1)))
+        """Return a chunk `(B, H, A)` in the robot's units from an observation and unit noise `(B, *noise_shape)`."""
+        return self.to_chunk(self.generate(observation, noise))

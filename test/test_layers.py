@@ -22,7 +22,7 @@ LAYERS = [
     {"methods", "backends", "envs"},
     {"runtime", "training"},
     {"offline", "nodes"},
-    {"cli"},
+    {"cli", "api"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ROS = {"rclpy", "ament_index_python", "launch", "launch_ros", "rosidl_runtime_py", "rosbag2_py"}

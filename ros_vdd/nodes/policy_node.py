@@ -41,7 +41,7 @@ PARAMETERS = (
     Parameter("temperature", 1.0, "of choice sample or gumbel: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
     Parameter("sticky_margin", 1.0, "of choice sticky: by how much another expert must lead [nats]", 0.0, 100.0),
     Parameter("sticky_steps", 2, "of choice sticky: at how many plans in a row", 1, 1000),
-    Parameter("seed", 0, "of everything drawn at random in the first episode; each ~/reset begins another and adds 1", 0, 2**31 - 1),
+    Parameter("seed", 0, "of everything drawn at random in the first episode; each later one adds 1", 0, 2**31 - 1),
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
     Parameter("settle_s", 0.02, "how long a plan waits for streams that have brought nothing from its tick yet", 0.0, 1.0),
     Parameter("equal_stamps", False, "lock-step: use only ticks at which every stream has the same stamp"),

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy folder in any Python program: `policy = ros_vdd.load(folder)`, then observations in and actions out.
+
+The engine, checks, rules and seeds are those of `ros-vdd evaluate` and of the node; neither ROS nor torch is needed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ros_vdd import backends, resources
+from ros_vdd.bundle import Bundle
+from ros_vdd.runtime.choice import ChoiceConfig
+from ros_vdd.runtime.history import History
+from ros_vdd.runtime.inference import PolicyRunner, Prediction
+
+
+class LoadedPolicy:
+    """A policy with its memory of the running episode; one thread may use it at a time.
+
+    Observations are dicts, "images.<camera>" `(H, W, 3)` uint8 RGB and "state" `(S,)` in the robot's units: one tick, of
+    which the policy keeps as many as it sees, or each input with `n_obs_steps` ticks in front, oldest first.
+    """
+
+    def __init__(self, bundle: Bundle, backend: str, choice: ChoiceConfig, seed: int):
+        self.bundle, self._backend = bundle, backend
+        self._runner = PolicyRunner(bundle, backends.load(bundle, backend), choice, seed)
+        self._history = History(bundle)
+        self._actions: deque[np.ndarray] = deque()
+        self.prediction: Prediction | None = None
+        """The newest answer: chosen expert, log-gate, the chunks of all experts, latency."""
+
+    horizon = property(lambda self: self.bundle.horizon, doc="H, actions of a chunk")
+    n_action_steps = property(lambda self: self.bundle.n_action_steps, doc="actions of a chunk to execute before the next")
+    n_obs_steps = property(lambda self: self.bundle.n_obs_steps, doc="T, newest ticks that the policy sees")
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode: forget what was observed and chosen, and draw from this seed."""
+        self._runner.reset(seed)
+        self._history.reset()
+        self._actions.clear()
+        self.prediction = None
+
+    def observe(self, observation: Mapping[str, Any]) -> None:
+        """Take the observation of a tick at which no chunk is asked for; the policy must see every tick once.
+
+        Raises:
+            EngineError: a name is missing, or a shape or type is another.
+        """
+        self._history.add(observation)
+
+    def act(self, observation: Mapping[str, Any] | None = None) -> np.ndarray:
+        """Return the chunk `(H, A)` float32 in the robot's units for the newest tick.
+
+        Args:
+            observation: the newest tick, or the newest `n_obs_steps`; None when `observe` had it.
+
+        Raises:
+            EngineError: the observation doesn't fit or isn't finite, nothing was observed, or the answer isn't finite.
+        """
+        if observation is not None:
+            self._history.add(observation)
+        self._actions.clear()
+        self.prediction = self._runner.act(self._history.arrays())
+        return self.prediction.actions
+
+    def select_action(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """Return the action `(A,)` of this tick; a new chunk is asked for every `n_action_steps` ticks.
+
+        Raises:
+            EngineError: as `act`.
+        """
+        self._history.add(observation)
+        if not self._actions:
+            self._actions.extend(self.act()[: self.n_action_steps])
+        return self._actions.popleft()
+
+
+def load(
+    folder: str | Path,
+    backend: str = "onnxruntime",
+    choice: str = "argmax",
+    temperature: float = 1.0,
+    sticky_margin: float = 1.0,
+    sticky_steps: int = 2,
+    seed: int = 0,
+) -> LoadedPolicy:
+    """Load a policy folder, every file of it checked against its sha256.
+
+    Args:
+        folder: its path, or a shipped name such as "pusht_vdd".
+        backend: engine, see `ros_vdd.backends.names()`.
+        choice: which expert of a mixture acts: argmax, sample, sticky or gumbel.
+        temperature: of sample and gumbel; 1 follows the gate.
+        sticky_margin: of sticky, [nats].
+        sticky_steps: of sticky, plans in a row.
+        seed: of the first episode, until `reset`.
+
+    Raises:
+        ConfigError: there is no such folder, or the choice or a setting has no meaning.
+        PolicyError: the folder is damaged or incomplete.
+        EngineError: the engine doesn't exist, isn't installed, or refuses the policy.
+    """
+    rule = ChoiceConfig(choice, temperature, sticky_margin, sticky_steps)
+    return LoadedPolicy(Bundle.open(resources.find("models", str(folder))), backend, rule, seed)

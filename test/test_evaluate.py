@@ -141,7 +141,7 @@ def test_the_json_has_the_keys_that_are_promised(verb):
     summary = verb("--episodes", "3")
     promised = "env episodes seed backend success_rate score_mean score_std mode_entropy nfe latency_ms".split()
     assert [k for k in summary if k in promised] == promised
-    assert set(summary) - set(promised) == {"choice", *SETTINGS, "replan_steps", "per_episode"}
+    assert set(summary) - set(promised) == {"choice", *SETTINGS, "replan_steps", "modes_found", "modes", "per_episode"}
     assert list(summary["latency_ms"]) == ["p50", "p99", "mean"]
     assert summary["mode_entropy"] is None and summary["nfe"] == 1
 
@@ -217,7 +217,7 @@ def test_a_choice_is_reported_for_mixtures_only(tmp_path):
     args = argparse.Namespace(env="e", seed=0, backend="b", replan_steps=0, choice="argmax")
     results = [evaluate.EpisodeResult(0, 0.5, False, 3, (1_000_000,))]
     diffusion = policy(tmp_path, kind="diffusion", nfe=19, experts=None)
-    summary = evaluate.summarise(results, None, diffusion, args)
+    summary = evaluate.summarise(results, Env("robot"), diffusion, args)
     assert summary["choice"] is None and summary["nfe"] == 19
     assert summary["latency_ms"] == {"p50": 1.0, "p99": 1.0, "mean": 1.0}
     assert "19 network evaluation(s)" in evaluate.report(summary)

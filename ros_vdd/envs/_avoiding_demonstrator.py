@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who demonstrates Avoiding: smooth ways through chosen gaps, with the variation of a person at a joystick. Our own.
 
-Between two rows x follows y by the minimum-jerk polynomial s(u) = 10 u^3 - 15 u^4 + 6 u^5 (Flash and Hogan 1985), so the way turns
-towards a row's gap only after the row before. What differs between two demonstrations of one way: where in a gap it passes, how
-early it turns, how fast it goes, and a slow wobble. Demonstrations that come nearer than a margin to an obstacle are drawn anew.
+Between two rows x follows y by the minimum-jerk polynomial s(u) = 10 u^3 - 15 u^4 + 6 u^5 (Flash and Hogan 1985), so the way
+turns towards a row's gap only after the row before. What differs between two demonstrations of one way: where in a gap it passes,
+how early it turns, how fast it goes, and a slow wobble. Demonstrations that come too near to an obstacle are drawn anew.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 Our own course after the definition of D3IL Avoiding (Jia et al. 2024, arXiv 2402.14606): rows of 1, 2 and 3 obstacles leave 2, 3
 and 4 gaps, so 2 * 3 * 4 = 24 ways; success = the finish line y > 0.35 m without contact; 250 steps of 35 ms; observation =
-desired and measured position, action = change of the desired one. No physics engine: a controller of first order stands for the arm.
+desired and measured position, action = change of the desired one. No physics engine: a controller of first order is the arm.
 
                         finish y = 0.35        The measured position follows the desired one:
            o     o     o        y = 0.26           m += (1 - exp(-dt / tau)) (d - m),   tau = 0.07 s

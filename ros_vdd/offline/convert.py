@@ -17,7 +17,7 @@ ENV = "env:"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="rosbag2 folders or files, a replay-buffer zarr, or env:NAME")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="rosbag2 folder or file, replay-buffer zarr, or env:NAME")
     parser.add_argument("--robot", help="robot file: a path, or a shipped name such as pusht (default for env:NAME: its own)")
     parser.add_argument("--out", required=True, help="episode store to write, or to add to")
     parser.add_argument(

@@ -19,6 +19,7 @@ from ros_vdd.offline.choice_options import add_choice, choice_of, described
 from ros_vdd.resources import find, require_file_place
 from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.inference import PolicyRunner, Prediction
+from ros_vdd.runtime.modes import mode_entropy
 from ros_vdd.streams.spec import load_robot
 
 HELP = "run a policy in a simulator and score it"
@@ -48,6 +49,7 @@ class EpisodeResult:
     success: bool
     steps: int
     latencies_ns: tuple[int, ...]
+    mode: int | None = None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,7 +110,8 @@ def episode(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int, r
             steps += 1
             if env.done:
                 break
-    return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies))
+    mode = None if env.modes is None else env.mode
+    return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies), mode)
 
 
 def _decisions(env: envs.Env, runner: PolicyRunner, seed: int) -> Iterator[tuple[deque, Prediction]]:
@@ -133,15 +136,25 @@ def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args:
         "success_rate": round(float(np.mean([r.success for r in results])), 4),
         "score_mean": round(float(scores.mean()), 4),
         "score_std": round(float(scores.std()), 4),
-        "mode_entropy": None,
+        **_spread(results, env.modes),
         "nfe": bundle.manifest.nfe,
         "latency_ms": {
             "p50": round(float(np.percentile(latencies, 50)), 3),
             "p99": round(float(np.percentile(latencies, 99)), 3),
             "mean": round(float(latencies.mean()), 3),
         },
-        "per_episode": [{"seed": r.seed, "score": round(r.score, 4), "success": r.success, "steps": r.steps} for r in results],
+        "per_episode": [
+            {"seed": r.seed, "score": round(r.score, 4), "success": r.success, "steps": r.steps, "mode": r.mode} for r in results
+        ],
     }
+
+
+def _spread(results: list[EpisodeResult], modes: int | None) -> dict:
+    """Return how the successes spread over the environment's ways; null where it defines none."""
+    if modes is None:
+        return {"mode_entropy": None, "modes_found": None, "modes": None}
+    taken = [r.mode for r in results if r.mode is not None]
+    return {"mode_entropy": round(mode_entropy(taken, modes), 4), "modes_found": len(set(taken)), "modes": modes}
 
 
 def report(summary: dict) -> str:
@@ -151,9 +164,16 @@ def report(summary: dict) -> str:
         f"{summary['env']}: score {summary['score_mean']:.3f} (std {summary['score_std']:.3f}), "
         f"success {summary['success_rate']:.2f} over {summary['episodes']} episodes, "
         f"seeds {summary['seed']}-{summary['seed'] + summary['episodes'] - 1}\n"
+        f"{_ways(summary)}"
         f"{summary['backend']}: {summary['nfe']} network evaluation(s) a chunk, "
         f"p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms a chunk"
     )
+
+
+def _ways(summary: dict) -> str:
+    if summary["modes"] is None:
+        return ""
+    return f"mode entropy {summary['mode_entropy']:.2f} ({summary['modes_found']} of {summary['modes']} ways)\n"
 
 
 def _recorder(video: str | None):

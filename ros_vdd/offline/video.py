@@ -32,17 +32,22 @@ SHIFT = 3  # fractional bits of the drawn coordinates
 
 
 class EpisodeVideo:
-    """Collects the pictures of one episode of an environment whose two action joints span its picture."""
+    """Collects the pictures of one episode of an environment whose two action joints span its picture, or that projects them."""
 
     def __init__(self):
         self._frames: list[np.ndarray] = []
+        self._drawn: Prediction | None = None
 
     def add(self, env: Env, prediction: Prediction, step: int) -> None:
         """Draw the moment before a step, with the prediction in force; every second step is kept."""
+        robot = load_robot(env.robot)
+        if prediction is not self._drawn:  # a plan leads on from where it was made, not from where it is drawn
+            place = getattr(env, "project", lambda actions: _shares(actions, robot))
+            means = None if prediction.means is None else place(prediction.means)
+            self._drawn, self._plans = prediction, (place(prediction.actions), prediction.expert, means)
         if step % EVERY == 0:
-            robot = load_robot(env.robot)
             picture = env.render(SIDE).copy()
-            draw_plans(picture, robot, prediction.actions, prediction.expert, prediction.means)
+            _draw(picture, *self._plans)
             self._frames.append(caption(picture, f"{step / robot.rate_hz:4.1f} s   score {env.score:.2f}"))
 
     def write(self, path: Path) -> None:
@@ -66,10 +71,15 @@ def draw_plans(
         expert: whose it is, or None for a policy without experts.
         means: (K, H, 2) of all experts, or None.
     """
+    _draw(picture, _shares(actions, robot), expert, None if means is None else _shares(means, robot))
+
+
+def _draw(picture: np.ndarray, plan: np.ndarray, expert: int | None, means: np.ndarray | None) -> None:
+    """Draw a plan `(H, 2)` and those of all experts `(K, H, 2)`, in shares of the picture."""
     for index, mean in enumerate(() if means is None else means):
         if index != expert:
-            _line(picture, _pixels(mean, robot, len(picture)), _faded(index), 1)
-    points = _pixels(actions, robot, len(picture))
+            _line(picture, _pixels(mean, len(picture)), _faded(index), 1)
+    points = _pixels(plan, len(picture))
     _line(picture, points, _colour(expert), 2)
     for point in points:
         cv2.circle(picture, tuple(map(int, point)), 2 << SHIFT, _colour(expert), -1, cv2.LINE_AA, SHIFT)
@@ -79,7 +89,7 @@ def draw_plans(
 
 def draw_command(picture: np.ndarray, robot: RobotSpec, action: np.ndarray) -> None:
     """Draw the commanded point (2,) as a ring."""
-    point = tuple(map(int, _pixels(action, robot, len(picture))))
+    point = tuple(map(int, _pixels(_shares(action, robot), len(picture))))
     cv2.circle(picture, point, 6 << SHIFT, (200, 0, 0), 1, cv2.LINE_AA, SHIFT)
 
 
@@ -106,10 +116,15 @@ def write_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
 
 
-def _pixels(actions: np.ndarray, robot: RobotSpec, side: int) -> np.ndarray:
-    """Map actions (..., 2) between the limits of the robot file onto the picture, in 1/8 px."""
+def _shares(actions: np.ndarray, robot: RobotSpec) -> np.ndarray:
+    """Map actions (..., 2) between the limits of the robot file to shares (right, down) of the picture."""
     lower, upper = np.array(robot.action.lower), np.array(robot.action.upper)
-    return np.rint((actions - lower) / (upper - lower) * side * (1 << SHIFT)).astype(np.int32)
+    return (actions - lower) / (upper - lower)
+
+
+def _pixels(shares: np.ndarray, side: int) -> np.ndarray:
+    """Return shares (..., 2) of a picture in 1/8 px."""
+    return np.rint(shares * side * (1 << SHIFT)).astype(np.int32)
 
 
 def _line(picture: np.ndarray, points: np.ndarray, colour: tuple[int, ...], width: int) -> None:

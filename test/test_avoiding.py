@@ -168,6 +168,13 @@ def test_clearance_is_zero_where_the_circles_touch():
     assert between == pytest.approx(avoiding.SPACING / 2 - avoiding.CONTACT)
 
 
+@pytest.mark.parametrize("distance, touched", [(0.041, False), (0.039, True)])
+def test_contact_begins_where_the_circles_overlap(distance, touched, env):
+    (row_y, (centre,)) = avoiding.ROWS[0]
+    go(env, (centre - distance, avoiding.START[1]), (centre - distance, row_y), (centre - distance, row_y + 0.05))
+    assert env.failed is touched
+
+
 def test_a_chunk_is_projected_from_the_desired_position_up_the_picture(env):
     env.step(np.array([0.01, 0.01]))
     points = env.project(np.array([[0.0, 0.008], [0.008, 1.0]]))

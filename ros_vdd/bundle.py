@@ -24,6 +24,8 @@ from ros_vdd.errors import ConfigError, PolicyError, suggest
 from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
 
 FORMAT = "ros_vdd/policy/1"
+SAMPLED = ("diffusion", "window")
+"""The kinds that denoise with a sampler: they take noise, and can be teachers."""
 MANIFEST, WEIGHTS, GRAPH, SUMS = "policy.yaml", "weights.safetensors", "policy.onnx", "SHA256SUMS"
 
 
@@ -32,7 +34,7 @@ class Manifest:
     """The contents of `policy.yaml`."""
 
     name: str
-    kind: Literal["diffusion", "mixture", "encoder"]
+    kind: Literal["diffusion", "window", "mixture", "encoder"]
     robot: dict[str, Any]
     network: dict[str, Any]
     n_obs_steps: int
@@ -92,8 +94,15 @@ class Bundle:
 
     @property
     def noise_shape(self) -> tuple[int, int] | None:
-        """Return (H, A) of the noise input, or None for a policy that needs none."""
-        return (self.horizon, self.robot.action_size) if self.kind == "diffusion" else None
+        """Return (H, A) of the noise input, (T, A) of a window policy's, or None for a policy that needs none."""
+        if self.kind not in SAMPLED:
+            return None
+        return (self.n_obs_steps if self.kind == "window" else self.horizon, self.robot.action_size)
+
+    @property
+    def past_shape(self) -> tuple[int, int] | None:
+        """Return (T-1, A) of the executed actions that a window policy takes, or None for a policy without memory of its own."""
+        return (self.n_obs_steps - 1, self.robot.action_size) if self.kind == "window" else None
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:

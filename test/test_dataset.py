@@ -35,6 +35,8 @@ def oracle(store, chosen, n_obs_steps, horizon):
                     "state": [episode["state"][t] for t in history],
                     "actions": [episode["action"][min(t, episode.length - 1)] for t in ahead],
                     "mask": [1.0 if t < episode.length else 0.0 for t in ahead],
+                    "past_actions": [episode["action"][max(0, now - back)] for back in reversed(range(1, n_obs_steps))],
+                    "past_mask": [0.0 if back > now else 1.0 for back in reversed(range(1, n_obs_steps))],
                 }
             )
     return windows
@@ -49,7 +51,7 @@ def test_windows_are_those_of_the_oracle(n_obs_steps, horizon, chosen, store):
     batch = windows.batch(np.arange(len(windows)))
     assert batch.keys() == expected[0].keys()
     for name, tensor in batch.items():
-        wanted = np.stack([np.stack(w[name]) for w in expected])
+        wanted = np.stack([np.asarray(w[name]) for w in expected]).reshape(tensor.shape)  # a window of one tick has no past
         np.testing.assert_array_equal(tensor.numpy(), wanted)
 
 
@@ -67,6 +69,8 @@ def test_types_are_those_of_the_policy(store):
         "state": torch.float32,
         "actions": torch.float32,
         "mask": torch.float32,
+        "past_actions": torch.float32,
+        "past_mask": torch.float32,
     }
 
 

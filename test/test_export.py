@@ -21,7 +21,7 @@ from ros_vdd.offline import export as exporting  # noqa: E402
 from ros_vdd.offline.export import export  # noqa: E402
 from ros_vdd.policies import graph as graphs  # noqa: E402
 
-KINDS = ["mixture", "diffusion"]
+KINDS = ["mixture", "diffusion", "window"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_inputs_outputs_and_shapes_are_those_of_the_manifest(kind, exported):
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input}
     assert shapes == {name: shape for name, (shape, _) in backends.input_shapes(exported[kind]).items()}
     outputs = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}
-    assert outputs == ({"means": (1, 2, 4, 2), "log_gate": (1, 2)} if kind == "mixture" else {"actions": (1, 4, 2)})
+    assert outputs == ({"means": (1, 2, 4, 2), "log_gate": (1, 2)} if kind == "mixture" else {"actions": (1, 1 if kind == "window" else 4, 2)})
 
 
 @pytest.mark.parametrize("kind", KINDS)

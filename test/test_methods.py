@@ -20,6 +20,7 @@ from ros_vdd.methods import em, regression, score_matching  # noqa: E402
 from ros_vdd.offline.training_run import TrainingRun  # noqa: E402
 from ros_vdd.training.config import TrainConfig  # noqa: E402
 
+RECIPES = [(name, kind) for name in methods.names() for kind in getattr(methods.find(name), "KINDS", [methods.find(name).KIND])]
 SLOW = {"learning_rate": 3e-3, "validate_every": 1000, "checkpoint_every": 1000, "batch_size": 32}
 
 
@@ -46,11 +47,11 @@ def teacher(blind, tmp_path_factory):
 def configured(blind, seeing, teacher):
     """Return a function that gives the configuration of any method on a toy store that suits it."""
 
-    def make(name, loop=None, **fields):
+    def make(name, loop=None, kind=None, **fields):
         module = methods.find(name)
         data = seeing if module.KIND == "encoder" else blind
         given = {"teacher": str(teacher.path)} if module.NEEDS_TEACHER else {}
-        return build(TrainConfig, toy.config(name, module.KIND, data.root, loop, **given, **fields))
+        return build(TrainConfig, toy.config(name, kind or module.KIND, data.root, loop, **given, **fields))
 
     return make
 
@@ -68,9 +69,9 @@ def column(path, name):
     return np.array([float(row[header.index(name)]) for row in rows])
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_loss_falls(name, configured, tmp_path):
-    train(configured(name, {**SLOW, "steps": 200, "log_every": 10}), tmp_path / "policy")
+@pytest.mark.parametrize("name, kind", RECIPES)
+def test_loss_falls(name, kind, configured, tmp_path):
+    train(configured(name, {**SLOW, "steps": 200, "log_every": 10}, kind), tmp_path / "policy")
     loss = column(tmp_path / "policy.training" / "train.csv", "loss")
     assert np.mean(loss[-5:]) < np.mean(loss[:2])
 
@@ -87,27 +88,27 @@ def test_the_teacher_stays_as_it_was(name, configured, teacher, tmp_path):
     assert not made[0].training
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_the_seed_decides_every_bit_of_the_weights(name, configured, tmp_path):
-    one, same = (weights(train(configured(name, seed=3), tmp_path / n)) for n in ("one", "same"))
-    other = weights(train(configured(name, seed=4), tmp_path / "other"))
+@pytest.mark.parametrize("name, kind", RECIPES)
+def test_the_seed_decides_every_bit_of_the_weights(name, kind, configured, tmp_path):
+    one, same = (weights(train(configured(name, kind=kind, seed=3), tmp_path / n)) for n in ("one", "same"))
+    other = weights(train(configured(name, kind=kind, seed=4), tmp_path / "other"))
     assert one == same
     assert one != other
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_a_policy_folder_says_how_it_was_made(name, configured, tmp_path):
-    config = configured(name)
+@pytest.mark.parametrize("name, kind", RECIPES)
+def test_a_policy_folder_says_how_it_was_made(name, kind, configured, tmp_path):
+    config = configured(name, kind=kind)
     manifest = train(config, tmp_path / "policy").manifest
     assert build(TrainConfig, manifest.training) == config
-    assert manifest.kind == methods.find(name).KIND
+    assert manifest.kind == kind
     assert np.isfinite(manifest.provenance["validation"]["loss"])
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_method_declares_what_the_loop_needs(name):
     module = methods.find(name)
-    assert module.KIND in policies.KINDS and isinstance(module.NEEDS_TEACHER, bool)
+    assert {module.KIND, *getattr(module, "KINDS", ())} <= set(policies.KINDS) and isinstance(module.NEEDS_TEACHER, bool)
     assert module.Options and module.Method and module.__doc__.strip()
 
 
@@ -256,7 +257,7 @@ def test_a_teacher_of_another_robot_is_refused(seeing, teacher, tmp_path):
 def test_only_a_diffusion_policy_is_a_teacher(configured, blind, tmp_path):
     student = train(configured("em", {"steps": 1}), tmp_path / "em")
     values = toy.config("vdd", "mixture", blind.root, teacher=str(student.path))
-    with pytest.raises(PolicyError, match="is of kind 'mixture'; expected 'diffusion'; give --teacher"):
+    with pytest.raises(PolicyError, match="is of kind 'mixture'; expected 'diffusion' or 'window'; give --teacher"):
         TrainingRun(build(TrainConfig, values), str(tmp_path / "student"), progress=False)
 
 

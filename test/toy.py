@@ -39,6 +39,7 @@ SIZES = {
 }
 NETWORKS = {
     "diffusion": {**SIZES, "width": 16, "depth": 1, "sampler": {"steps": 3, "solver": "heun"}},
+    "window": {**SIZES, "n_obs_steps": 3, "horizon": 1, "n_action_steps": 1, "width": 16, "depth": 1, "heads": 2, "sampler": {"steps": 3}},
     "mixture": {**SIZES, "experts": 2, "width": 16, "depth": 1, "gate_width": 8},
     "encoder": SIZES,
 }
@@ -88,7 +89,7 @@ def config(method: str, kind: str, data: Path, loop: dict | None = None, **field
         "name": f"toy_{method}",
         "method": method,
         "data": str(data),
-        "policy": NETWORKS[kind],
+        "policy": {**NETWORKS[kind], **({"kind": kind} if kind == "window" else {})},
         "options": OPTIONS.get(method, {}),
         "loop": {"steps": 6, **few, **(loop or {})},
         "validation_fraction": 0.25,

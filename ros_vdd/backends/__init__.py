@@ -2,7 +2,8 @@
 """Engines that run a policy folder: one file an engine, found by name, all with the same inputs and outputs.
 
 Inputs: the observation with a batch axis of 1 ("images.<camera>" `(1, T, H, W, 3)` uint8, "state" `(1, T, S)` float32), and "noise"
-`(1, H, A)` float32 for a diffusion policy. Outputs: "means" `(1, K, H, A)` and "log_gate" `(1, K)` of a mixture, or "actions" `(1, H, A)`.
+`(1, H, A)` float32 for a diffusion policy. A window policy takes noise `(1, T, A)`, "past_actions" `(1, T-1, A)` in the robot's units
+and "past_mask" `(1, T-1)`, 1 where an action was executed. Outputs: "means" `(1, K, H, A)` and "log_gate" `(1, K)` of a mixture, or "actions" `(1, H, A)`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ def input_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     }
     if bundle.noise_shape:
         shapes["noise"] = ((1, *bundle.noise_shape), np.dtype(np.float32))
+    if bundle.past_shape:
+        shapes["past_actions"] = ((1, *bundle.past_shape), np.dtype(np.float32))
+        shapes["past_mask"] = ((1, bundle.past_shape[0]), np.dtype(np.float32))
     return shapes
 
 
@@ -82,6 +86,10 @@ def random_inputs(bundle: Bundle, rng: np.random.Generator) -> dict[str, np.ndar
             inputs[name] = rng.integers(0, 256, shape, dtype=np.uint8)
         elif name == "noise":
             inputs[name] = rng.standard_normal(shape, dtype=np.float32)
+        elif name == "past_actions":
+            inputs[name] = rng.uniform(bundle.robot.action.lower, bundle.robot.action.upper, shape).astype(np.float32)
+        elif name == "past_mask":
+            inputs[name] = (np.arange(shape[1]) >= rng.integers(shape[1] + 1)).astype(np.float32)[None]
         else:
             low, high = (np.asarray(bundle.manifest.export.get(f"state_{k}", d)) for k, d in (("low", -1.0), ("high", 1.0)))
             inputs[name] = rng.uniform(low, high, shape).astype(np.float32)

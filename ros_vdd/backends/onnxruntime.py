@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ros_vdd.backends import input_shapes
 from ros_vdd.bundle import GRAPH, Bundle
 from ros_vdd.errors import EngineError
 
@@ -44,8 +45,7 @@ def load(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a kind of its own for each failure
         raise EngineError(f"ONNX Runtime can't load '{path}': {error}; export the policy again") from error
-    found, wanted = {i.name for i in session.get_inputs()}, set(bundle.input_shapes)
-    wanted |= {"noise"} if bundle.noise_shape else set()
+    found, wanted = {i.name for i in session.get_inputs()}, set(input_shapes(bundle))
     if found != wanted:
         raise EngineError(f"'{path}' takes inputs {sorted(found)}, its manifest says {sorted(wanted)}; export the policy again")
     return OnnxRuntimeEngine(session)

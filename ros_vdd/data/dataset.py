@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training windows over an episode store: observation history, action chunk, padding mask.
+"""Training windows over an episode store: observation history, earlier actions, action chunk, padding masks.
 
 At the start of an episode the history repeats the first frame, as the live node does; at its end the chunk repeats the last
-action and the mask says which steps were really there.
+action. The masks say which actions were really there.
 """
 
 from __future__ import annotations
@@ -61,15 +61,19 @@ class Windows:
 
         Returns:
             "images.<camera>" (B, T, H, W, 3) uint8 or "features" (B, T, F); "state" (B, T, S); "actions" (B, H, A);
-            "mask" (B, H), 1 where the action was recorded.
+            "mask" (B, H), 1 where the action was recorded; "past_actions" (B, T-1, A), those before the newest tick, oldest first;
+            "past_mask" (B, T-1), 0 where the episode hadn't begun.
         """
         history = indices[:, None] + np.arange(1 - self.n_obs_steps, 1)
         history = np.maximum(history, self._first[indices, None])
         ahead = indices[:, None] + np.arange(self.horizon)
-        last = self._last[indices, None]
+        last, first = self._last[indices, None], self._first[indices, None]
+        past = indices[:, None] + np.arange(1 - self.n_obs_steps, 0)
         batch = {
             "actions": torch.from_numpy(self.actions[np.minimum(ahead, last)]),
             "mask": torch.from_numpy((ahead <= last).astype(np.float32)),
+            "past_actions": torch.from_numpy(self.actions[np.maximum(past, first)]),
+            "past_mask": torch.from_numpy((past >= first).astype(np.float32)),
         }
         if self.states is not None:
             batch["state"] = torch.from_numpy(self.states[history])

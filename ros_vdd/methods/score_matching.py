@@ -21,6 +21,7 @@ from ros_vdd.errors import ConfigError
 from ros_vdd.policies.diffusion import DiffusionPolicy
 
 KIND = "diffusion"
+KINDS = ("diffusion", "window")
 NEEDS_TEACHER = False
 
 

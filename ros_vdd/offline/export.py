@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ros_vdd import backends
-from ros_vdd.bundle import GRAPH, WEIGHTS, Bundle, amend, write
+from ros_vdd.bundle import GRAPH, SAMPLED, WEIGHTS, Bundle, amend, write
 from ros_vdd.config import build
 from ros_vdd.errors import ConfigError, EngineError, PolicyError
 from ros_vdd.resources import find
@@ -89,7 +89,7 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) 
     from ros_vdd import policies
 
     given = {k: v for k, v in (("steps", steps), ("solver", solver)) if v}
-    if given and bundle.kind != "diffusion":
+    if given and bundle.kind not in SAMPLED:
         raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which has no sampler; leave --steps and --solver out")
     network = dict(bundle.manifest.network)
     if given:

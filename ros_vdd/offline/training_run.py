@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ros_vdd import __version__, methods, policies
-from ros_vdd.bundle import WEIGHTS, Bundle, file_sha256, require_place, write
+from ros_vdd.bundle import SAMPLED, WEIGHTS, Bundle, file_sha256, require_place, write
 from ros_vdd.config import build, override, read_yaml, to_plain
 from ros_vdd.data.dataset import split_episodes
 from ros_vdd.data.episodes import EpisodeStore
@@ -68,9 +68,9 @@ class TrainingRun:
         if not self.config.teacher:
             raise ConfigError(f"method '{self.config.method}' needs a teacher; give --teacher FOLDER")
         bundle = Bundle.open(find("models", self.config.teacher))
-        if bundle.kind != "diffusion":
+        if bundle.kind not in SAMPLED:
             raise PolicyError(
-                f"teacher '{bundle.path}' is of kind '{bundle.kind}'; expected 'diffusion'; give --teacher the folder of "
+                f"teacher '{bundle.path}' is of kind '{bundle.kind}'; expected {_listed(SAMPLED)}; give --teacher the folder of "
                 "a diffusion policy, as ros-vdd train pusht_teacher makes it"
             )
         self._agree(bundle, "teacher")
@@ -82,8 +82,12 @@ class TrainingRun:
             raise PolicyError(f"{role} '{bundle.path}' was made for another robot file than the data: {'; '.join(differences)}")
 
     def _policy(self, teacher: Policy | None) -> Policy:
-        kind, config_class = policies.KINDS[self.module.KIND]
-        policy = kind(self.store.robot, build(config_class, self.config.policy, "policy"))
+        sizes = dict(self.config.policy)
+        name = sizes.pop("kind", self.module.KIND)
+        if name not in (trained := getattr(self.module, "KINDS", (self.module.KIND,))):
+            raise ConfigError(f"'policy.kind' is '{name}'; method '{self.config.method}' trains {_listed(trained)}")
+        kind, config_class = policies.KINDS[name]
+        policy = kind(self.store.robot, build(config_class, sizes, "policy"))
         if teacher is not None:
             transfer.require_equal_shapes(policy, teacher)
             transfer.copy_observation_side(teacher, policy)
@@ -139,3 +143,7 @@ class TrainingRun:
     def _say(self, text: str) -> None:
         if self.progress:
             print(text, flush=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)

@@ -10,9 +10,11 @@ from ros_vdd.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from ros_vdd.policies.encoder import EncoderConfig, EncoderPolicy
 from ros_vdd.policies.mixture import MixtureConfig, MixturePolicy
 from ros_vdd.policies.policy import Policy
+from ros_vdd.policies.window import WindowConfig, WindowPolicy
 
 KINDS = {
     "diffusion": (DiffusionPolicy, DiffusionConfig),
+    "window": (WindowPolicy, WindowConfig),
     "mixture": (MixturePolicy, MixtureConfig),
     "encoder": (EncoderPolicy, EncoderConfig),
 }

@@ -7,7 +7,7 @@ the denoiser, `ros_vdd.diffusion.vp` for DDPM. Differs from the first: an MLP ov
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,12 +121,16 @@ class DiffusionPolicy(Policy):
             sigma: (B,), in normalised units; a VP policy takes the nearest of its `levels`.
             context: (B, C), from `context`.
         """
-        return self.denoiser.score(a, sigma, context)
+        return self._ask(self.denoiser.score, a, sigma, context)
 
     @torch.no_grad()
     def released_score(self, a: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """Return the score by the rule of the VDD authors' code `(B, D)`: biased for VP (`VpDenoiser`), equal to `score` for VE."""
         rule = self.denoiser.released_score if self.config.process == "vp" else self.denoiser.score
+        return self._ask(rule, a, sigma, context)
+
+    def _ask(self, rule: Callable[..., Tensor], a: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Return what a rule of the denoiser says about chunks `(B, D)` under a context."""
         return rule(a, sigma, context)
 
     def targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -146,7 +150,7 @@ class DiffusionPolicy(Policy):
             sigmas = ddim_sigmas(how.steps, self.config.vp_steps)
         else:
             sigmas = karras_sigmas(how.steps, how.sigma_min, how.sigma_max, how.rho)
-        return SOLVERS[how.solver](lambda x, s: self.denoiser(x, s, context), noise, sigmas, bound=1.0)
+        return SOLVERS[how.solver](lambda x, s: self._ask(self.denoiser, x, s, context), noise, sigmas, bound=1.0)
 
     @property
     def noise_shape(self) -> tuple[int, int]:

@@ -111,15 +111,22 @@ class Policy(nn.Module):
 
     def condition(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Turn an observation into features `(B, O)`; "features" `(B, T, F)` may stand in for the pictures."""
+        return torch.cat([part.flatten(1) for part in self._parts(observation)], dim=1)
+
+    def ticks(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Turn an observation into features by tick `(B, T, O / T)`: the numbers of `condition`, for networks of tokens."""
+        return torch.cat(self._parts(observation), dim=2)
+
+    def _parts(self, observation: Mapping[str, Tensor]) -> list[Tensor]:
         parts = []
         if "features" in observation:
-            parts.append(observation["features"].flatten(1))
+            parts.append(observation["features"])
         elif self.encoders:
             flat = {name: observation[name].flatten(0, 1) for name in self.image_shapes}
-            parts.append(self.encode_frames(flat).reshape(-1, self.config.n_obs_steps * self.frame_size))
+            parts.append(self.encode_frames(flat).reshape(-1, self.config.n_obs_steps, self.frame_size))
         if self.state_normalizer is not None:
-            parts.append(self._state_features(observation["state"]).flatten(1))
-        return torch.cat(parts, dim=1)
+            parts.append(self._state_features(observation["state"]))
+        return parts
 
     def _state_features(self, state: Tensor) -> Tensor:
         """Return normalised states `(B, T, S)`; an angle that turns without end becomes its cosine and sine at the end."""

@@ -16,6 +16,7 @@ from ros_vdd.backends import Engine, input_shapes
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import EngineError
 from ros_vdd.runtime.choice import ChoiceConfig, ExpertChoice
+from ros_vdd.runtime.past import PastActions
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class PolicyRunner:
         choice: how an expert of a mixture is chosen: a rule, or a rule with its settings. A diffusion policy has no experts.
         seed: of the noise and the draws.
 
+    A window policy is given the actions it returned since `reset`, taken as executed: ask it once a tick.
     One thread may call it at a time.
     """
 
@@ -50,13 +52,14 @@ class PolicyRunner:
         self.bundle, self.engine = bundle, engine
         self.choice = choice if isinstance(choice, ChoiceConfig) else ChoiceConfig(choice)
         self._chosen = ExpertChoice(self.choice, seed)
-        self._inputs = input_shapes(bundle)
+        self._inputs, self._past = input_shapes(bundle), PastActions(bundle)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Begin an episode: start the random numbers anew and forget the expert."""
+        """Begin an episode: start the random numbers anew, forget the expert and the actions."""
         self._rng = np.random.default_rng(seed)
         self._chosen.reset(seed)
+        self._past.reset()
 
     def act(self, observation: Mapping[str, np.ndarray]) -> Prediction:
         """Return the chunk for an observation without batch axis, each input `(T, ...)`.
@@ -65,10 +68,12 @@ class PolicyRunner:
             EngineError: the observation has the wrong names, shapes or types, or it or the answer isn't finite.
         """
         began = time.monotonic_ns()
-        inputs = {}
+        inputs = self._past.inputs()
         for name, (shape, dtype) in self._inputs.items():
-            drawn = name == "noise"
-            inputs[name] = self._rng.standard_normal(shape, dtype) if drawn else _input(name, shape, dtype, observation)
+            if name == "noise":
+                inputs[name] = self._rng.standard_normal(shape, dtype)
+            elif name not in inputs:
+                inputs[name] = _input(name, shape, dtype, observation)
         outputs = self.engine.run(inputs)
         means, log_gate, expert = outputs.get("means"), outputs.get("log_gate"), None
         if means is not None:
@@ -79,15 +84,16 @@ class PolicyRunner:
             actions = outputs["actions"][0]
         if not np.isfinite(actions).all():
             raise EngineError(f"engine '{self.engine.name}' answered with NaN or infinity; nothing of it is used")
+        self._past.add(actions[0])
         latency = time.monotonic_ns() - began
         return Prediction(actions, expert, log_gate, latency, None if means is None else means[0])
 
     def warm_up(self, observation: Mapping[str, np.ndarray], count: int = 5) -> None:
         """Run the engine a few times, so that the first chunk is as fast as the others; nothing else changes."""
-        kept = copy.deepcopy((self._rng, self._chosen))
+        kept = copy.deepcopy((self._rng, self._chosen, self._past))
         for _ in range(count):
             self.act(observation)
-        self._rng, self._chosen = kept
+        self._rng, self._chosen, self._past = kept
 
     def _choose(self, log_gate: np.ndarray) -> int:
         if not np.isfinite(log_gate).all():

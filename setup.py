@@ -27,7 +27,7 @@ EXTRAS = {
     # the cv2 folder of opencv-python-headless.
     "sim": ["gymnasium>=0.29,<2", "pymunk>=6.6,<7", "pygame>=2.5.2,<2.7", "shapely>=2.0.3,<3", "matplotlib>=3.7"],
     "data": DATA,
-    "train": [*DATA, "torch>=2.10", "onnx>=1.21", "onnxscript>=0.5", "safetensors>=0.4", "tensorboard>=2.14", "matplotlib>=3.7"],
+    "train": [*DATA, "torch>=2.10", "onnx>=1.21", "onnxscript>=0.5", "safetensors>=0.4", "scipy>=1.15", "tensorboard>=2.14", "matplotlib>=3.7"],
     "tensorrt": ["tensorrt>=10.3"],
     "dev": ["pytest>=7"],
 }

@@ -15,13 +15,13 @@ from ros_vdd.policies.mixture import MixturePolicy
 
 START_SAMPLES = 4096
 """Chunks that k-means looks at, spread evenly over the data."""
-_BLOCK = 256
+_BLOCK, _STARTS = 256, 8
 
 
 def chunk_clusters(
     policy: MixturePolicy, data, draws: Draws, count: int, chunks: Callable[[dict], Tensor] | None = None
 ) -> Tensor:
-    """Return k-means centres `(K, D)` of normalised chunks (k-means++ start, scipy).
+    """Return k-means centres `(K, D)` of normalised chunks: the best of 8 k-means++ starts.
 
     Args:
         policy: whose K and units are used.
@@ -41,6 +41,7 @@ def chunk_clusters(
     take = chunks or (lambda batch: policy.from_chunk(batch["actions"]))
     parts = [take(data.batch(indices[i : i + _BLOCK])) for i in range(0, len(indices), _BLOCK)]
     points = torch.cat(parts).double().cpu().numpy()
-    seed = int(draws.integers(2**31 - 1, (1,)))
-    centres, _ = kmeans2(points, policy.config.experts, minit="++", seed=seed)
+    rng = np.random.default_rng(int(draws.integers(2**31 - 1, (1,))))
+    tried = [kmeans2(points, policy.config.experts, iter=30, minit="++", rng=rng) for _ in range(_STARTS)]
+    centres, _ = min(tried, key=lambda found: np.square(points - found[0][found[1]]).sum())
     return torch.from_numpy(centres).to(policy.mean_head.bias)

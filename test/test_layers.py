@@ -23,6 +23,7 @@ LAYERS = [
     {"runtime", "training"},
     {"offline", "nodes"},
     {"cli", "api"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ROS = {"rclpy", "ament_index_python", "launch", "launch_ros", "rosidl_runtime_py", "rosbag2_py"}

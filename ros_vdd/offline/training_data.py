@@ -14,8 +14,8 @@ from ros_vdd.data.episodes import EpisodeStore
 from ros_vdd.data.frames import LabelledFrames, Target
 from ros_vdd.errors import ConfigError
 from ros_vdd.policies.policy import Policy
+from ros_vdd.training.compute import Data
 from ros_vdd.training.config import TrainConfig
-from ros_vdd.training.loop import Data
 
 Source = tuple[np.ndarray, np.ndarray]  # pictures (N, H, W, 3) uint8, labels (N, L) float32
 
@@ -56,7 +56,8 @@ def _windows(config: TrainConfig, store: EpisodeStore, policy: Policy, episodes:
 @torch.no_grad()
 def _encode(policy: Policy, pictures) -> np.ndarray:
     policy.eval()
-    return policy.encode_frames({k: torch.from_numpy(v) for k, v in pictures.items()}).float().numpy()
+    device = policy.action_normalizer.low.device
+    return policy.encode_frames({k: torch.from_numpy(v).to(device) for k, v in pictures.items()}).float().cpu().numpy()
 
 
 def _camera(store: EpisodeStore) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ from ros_vdd.offline.training_data import training_data, validation_data
 from ros_vdd.policies import transfer
 from ros_vdd.policies.policy import Policy
 from ros_vdd.resources import find
+from ros_vdd.training.compute import compile_networks
 from ros_vdd.training.config import TrainConfig
+from ros_vdd.training.distributed import Group, join
 from ros_vdd.training.loop import Loop
 
 
@@ -43,23 +46,37 @@ class TrainingRun:
         self.store = EpisodeStore(config.data)
         self.teacher_bundle = self._teacher()
 
-    def run(self) -> Bundle:
-        """Train (or continue a killed training) and write the policy folder."""
+    def run(self) -> Bundle | None:
+        """Train (or continue a killed training) and write the policy folder; of several processes only the first returns it."""
+        with join(self.config.loop) as group:
+            self.progress = self.progress and group.first
+            bundle = self._train(group)
+            group.wait()
+        return bundle
+
+    def _train(self, group: Group) -> Bundle | None:
         torch.manual_seed(self.config.seed)
         teacher = policies.load(self.teacher_bundle).requires_grad_(False) if self.teacher_bundle else None
         train, validation = split_episodes(len(self.store), self.config.validation_fraction, self.config.seed)
-        policy = self._policy(teacher)
+        policy = self._policy(teacher).to(group.device)
+        if teacher is not None:
+            teacher.to(group.device)
         data = training_data(self.config, self.options, self.store, policy, train, self.progress)
         held = validation_data(self.config, self.options, self.store, policy, validation)
+        if self.config.loop.compile:
+            compile_networks(policy, teacher)
         method = self.module.Method(self.options, policy, teacher)
         state = self.out.with_name(f"{self.out.name}.training")
-        loop = Loop(method, data, held, self.config.loop, self.config.seed, state, self._identity())
+        loop = Loop(method, data, held, self.config.loop, self.config.seed, state, self._identity(), group)
         began = time.monotonic()
         trained = sum(p.numel() for p in loop.trained)
-        self._say(f"{self.config.method}: {trained:,} trained parameters, {len(data):,} samples -> {self.out}")
+        self._say(f"{self.config.method}: {trained:,} trained parameters, {len(data):,} samples, {_described(group)} -> {self.out}")
         if held is None:
             self._say(f"no validation: of {len(self.store)} episodes, 'validation_fraction' {self.config.validation_fraction:g} holds out none")
         loop.run(self.progress)
+        if not group.first:
+            return None
+        self._warn_of_dead_experts(policy, loop)
         return self._write(policy, loop, time.monotonic() - began)
 
     def _teacher(self) -> Bundle | None:
@@ -115,22 +132,31 @@ class TrainingRun:
             policy.state_normalizer.fit(np.concatenate([np.asarray(e["state"]) for e in self.store]))
 
     def _identity(self) -> str:
-        """Name configuration, data and the policies it begins with: a checkpoint of anything else isn't continued."""
+        """Name configuration, data and the policies it begins with: a checkpoint of anything else isn't continued.
+
+        Another device, or another number of processes, may continue it.
+        """
         bundles = [self.teacher_bundle, *(Bundle.open(find("models", n)) for n in (self.config.encoder, self.config.start) if n)]
         weights = [file_sha256(b.file(WEIGHTS)) for b in bundles if b]  # scores that are added later change nothing
-        parts = [to_plain(self.config), self.store.fingerprint(), weights]
+        config = to_plain(self.config)
+        for name in ("device", "compile"):
+            del config["loop"][name]
+        parts = [config, self.store.fingerprint(), weights]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _write(self, policy: Policy, loop: Loop, seconds: float) -> Bundle:
         from safetensors.torch import save
 
-        tensors = {k: v.detach().contiguous().clone() for k, v in policy.state_dict().items()}
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in policy.state_dict().items()}
         provenance = {
             "data_sha256": self.store.fingerprint(),
             "episodes": len(self.store),
             "teacher_sha256": self.teacher_bundle.sha256 if self.teacher_bundle else None,
             "parameters": sum(p.numel() for p in policy.parameters()),
             "training_seconds_this_process": round(seconds, 1),
+            "training_cpu_seconds": round(loop.cpu_seconds, 1),
+            "processes": loop.group.world,
+            "device": loop.group.device.type,
             "ros_vdd": __version__,
             "torch": str(torch.__version__),
             "validation": {k: round(v, 6) for k, v in loop.last_validation.items()},
@@ -140,9 +166,23 @@ class TrainingRun:
         self._say(f"wrote {self.out} ({(self.out / WEIGHTS).stat().st_size / 1e6:.1f} MB); next: ros-vdd export {self.out}")
         return bundle
 
+    def _warn_of_dead_experts(self, policy: Policy, loop: Loop) -> None:
+        dead = round(loop.last_validation.get("dead_experts", 0.0))
+        if dead:
+            print(
+                f"warning: {dead} of {policy.config.experts} experts are hardly ever used (less than a twentieth of an even share of the "
+                f"validation cases; 'dead_experts' in {loop.folder / 'validation.csv'}); train with fewer (policy.experts), raise "
+                "options.gate_floor where the method has it, or begin with options.initialise=kmeans",
+                file=sys.stderr,
+            )
+
     def _say(self, text: str) -> None:
         if self.progress:
             print(text, flush=True)
+
+
+def _described(group: Group) -> str:
+    return group.device.type if group.world == 1 else f"{group.world} processes on {group.device.type}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,22 +15,31 @@ from torch import Tensor, nn
 from ros_vdd.errors import DataError
 
 
-def save(path: Path, step: int, run: str, module: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Write the state after `step` steps; `run` names the configuration it belongs to."""
+def save(
+    path: Path,
+    step: int,
+    run: str,
+    module: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    cpu_seconds: float = 0.0,
+) -> None:
+    """Write the state after `step` steps, which took `cpu_seconds`; `run` names the configuration it belongs to."""
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    spent = f"{cpu_seconds:.3f}"
     partial = path.with_suffix(".partial")
-    save_file(tensors, str(partial), {"step": str(step), "run": run, "sha256": _sha256(tensors, step)})
+    save_file(tensors, str(partial), {"step": str(step), "cpu_seconds": spent, "run": run, "sha256": _sha256(tensors, f"{step} {spent}")})
     with partial.open("rb") as stream:
         os.fsync(stream.fileno())
     os.replace(partial, path)
 
 
-def load(path: Path, run: str, module: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """Restore a state in place and return how many steps it had done.
+def load(path: Path, run: str, module: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Restore a state in place and return how many steps it had done and the CPU time [s] they took.
 
     Raises:
         DataError: the file is damaged or belongs to another configuration.
@@ -46,25 +55,27 @@ def load(path: Path, run: str, module: nn.Module, average: dict[str, Tensor], op
             tensors = {k: stored.get_tensor(k) for k in stored.keys()}
     except (SafetensorError, OSError) as error:
         raise DataError(f"checkpoint '{path}' can't be read ({error}); delete it to start over") from error
-    step = metadata.get("step", "")
-    if metadata.get("sha256") != _sha256(tensors, step):
+    counts = [metadata[k] for k in ("step", "cpu_seconds") if k in metadata]  # older ones have no time
+    if metadata.get("sha256") != _sha256(tensors, " ".join(counts)):
         raise DataError(f"checkpoint '{path}' is damaged: its sha256 is not the recorded one; delete it to start over")
     module.load_state_dict(_below(tensors, "module."))
-    average.update(_below(tensors, "average."))
+    for name, value in _below(tensors, "average.").items():
+        if name in average:
+            average[name].copy_(value)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in _below(tensors, "optimizer.").items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(step)
+    return int(metadata["step"]), float(metadata.get("cpu_seconds", 0.0))
 
 
-def _sha256(tensors: dict[str, Tensor], step: int | str) -> str:
+def _sha256(tensors: dict[str, Tensor], counts: str) -> str:
     """Return a digest of all that a training continues from; safetensors itself checks sizes only."""
-    digest = hashlib.sha256(str(step).encode())
+    digest = hashlib.sha256(counts.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().numpy().data)
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()
 
 

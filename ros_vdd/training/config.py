@@ -12,7 +12,10 @@ from ros_vdd.errors import ConfigError
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The training loop; `learning_rate` warms up linearly, then falls to `final_learning_rate` along a cosine."""
+    """The training loop; `learning_rate` warms up linearly, then falls to `final_learning_rate` along a cosine.
+
+    `batch_size` counts the rows of all processes together. `device` and `compile` say where and how it is computed, not what.
+    """
 
     steps: int = 10_000
     batch_size: int = 256
@@ -22,7 +25,9 @@ class LoopConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     ema: float = 0.999
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     log_every: int = 100
     validate_every: int = 2_000
     checkpoint_every: int = 1_000
@@ -59,8 +64,9 @@ class Renderings:
 class TrainConfig:
     """A training run.
 
-    `policy` holds the fields of the policy's configuration, `options` those of the method; `start` is a policy folder whose
-    weights the run begins with, `encoder` one whose image encoders it takes; `freeze_encoder` keeps those as they are.
+    `policy` holds the fields of the policy's configuration, and its `kind` where the method trains several; `options` holds
+    those of the method; `start` is a policy folder whose weights the run begins with, `encoder` one whose image encoders it
+    takes; `freeze_encoder` keeps those as they are.
     """
 
     name: str

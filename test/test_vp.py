@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_the_clean_estimate_agrees_with_the_score(steps):
 
 
 def two_experts(score):
-    """Return (m, s) where the pair N(-m, s^2), N(m, s^2) rests under `score`: VDD's expected gradient is zero (Newton in numpy)."""
+    """Return (m, s) where N(-m, s^2) and N(m, s^2) rest under `score`: VDD's expected gradient is zero (Newton in numpy)."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     weights = weights / weights.sum()
 
@@ -103,7 +104,8 @@ def two_experts(score):
 
 
 @pytest.mark.parametrize(
-    "steps, levels, released, corrected", [(8, (1, 2, 3, 4), 0.97, 1.19), (16, (4,), 1.05, 1.20), (16, (2, 3, 4, 5, 6), 1.07, 1.19)]
+    "steps, levels, released, corrected",
+    [(8, (1, 2, 3, 4), 0.97, 1.19), (16, (4,), 1.05, 1.20), (16, (2, 3, 4, 5, 6), 1.07, 1.19)],
 )
 def test_the_released_rule_pulls_the_modes_to_zero_and_the_corrected_one_does_not(steps, levels, released, corrected):
     vp = teacher(steps)
@@ -206,7 +208,8 @@ def test_a_policy_offers_its_levels_and_scores_at_them(policy):
     assert policy.levels.tolist() == pytest.approx(equivalent_sigmas(8))
     sigma = policy.levels[torch.tensor([0, 2, 3, 5, 7])]
     estimate = policy.denoiser(a, sigma, context)
-    torch.testing.assert_close(policy.score(a, sigma, context) * sigma[:, None], (estimate - a) / sigma[:, None], rtol=1e-4, atol=1e-4)
+    scaled = policy.score(a, sigma, context) * sigma[:, None]
+    torch.testing.assert_close(scaled, (estimate - a) / sigma[:, None], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(policy.released_score(a, sigma, context), policy.score(a, sigma, context), rtol=0.1)
 
 
@@ -253,7 +256,7 @@ def test_export_with_more_steps_than_levels_is_refused_and_writes_nothing(folder
 def test_a_folder_from_before_vp_is_a_ve_policy(tmp_path):
     bundle = toy.policy(tmp_path / "now", "diffusion")
     network = {k: v for k, v in bundle.manifest.network.items() if k not in ("process", "vp_steps")}
-    old = write(tmp_path / "old", type(bundle.manifest)(**{**vars(bundle.manifest), "network": network}), {WEIGHTS: bundle.file(WEIGHTS)})
+    old = write(tmp_path / "old", replace(bundle.manifest, network=network), {WEIGHTS: bundle.file(WEIGHTS)})
     assert policies.load(old).config == policies.load(bundle).config and policies.load(old).config.process == "ve"
 
 

@@ -18,6 +18,8 @@ from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.methods import score_matching  # noqa: E402
 from ros_vdd.offline.export import export, resampled  # noqa: E402
+from ros_vdd.offline.inspect import describe_policy  # noqa: E402
+from ros_vdd.offline.inspect_tables import show_policy  # noqa: E402
 from ros_vdd.offline.training_run import TrainingRun  # noqa: E402
 from ros_vdd.policies.window import WindowConfig  # noqa: E402
 from ros_vdd.runtime.inference import PolicyRunner  # noqa: E402
@@ -200,6 +202,12 @@ def test_a_folder_says_what_the_policy_takes(tmp_path):
     assert toy.policy(tmp_path / "chunks", "diffusion").past_shape is None
 
 
+def test_inspect_tells_that_the_policy_remembers(tmp_path):
+    for kind, past, told in (("window", [T - 1, A], True), ("diffusion", None, False)):
+        content = describe_policy(toy.policy(tmp_path / kind, kind).path)
+        assert content["past_actions"] == past and ("remembers its last 2 actions" in show_policy(content)) == told
+
+
 def test_an_exported_policy_computes_what_pytorch_computes_tick_by_tick(policy, tmp_path):
     bundle = export(toy.policy(tmp_path / "window", "window"), draws=5)
     runners = [PolicyRunner(bundle, backends.load(bundle, name), seed=3) for name in ("eager", "onnxruntime")]
@@ -227,7 +235,8 @@ def alternating(policy, count=64):
     mask = torch.ones(count, T - 1)
     mask[: count // 4, 0] = 0
     state = policy.state_normalizer.inverse(torch.zeros(count, T, 2))
-    return {"state": state, "past_actions": window[:, :-1], "past_mask": mask, "actions": window[:, -1:], "mask": torch.ones(count, 1)}
+    past = {"past_actions": window[:, :-1], "past_mask": mask}
+    return {"state": state, **past, "actions": window[:, -1:], "mask": torch.ones(count, 1)}
 
 
 def test_a_trained_policy_knows_the_newest_action_from_the_earlier_ones():
@@ -262,7 +271,10 @@ def test_a_kind_that_the_method_does_not_train_is_refused(store, tmp_path):
         TrainingRun(build(TrainConfig, values), str(tmp_path / "policy"), progress=False).run()
 
 
-@pytest.mark.parametrize("wrong, told", [({"horizon": 2}, "'horizon' is 2"), ({"n_obs_steps": 1}, "'n_obs_steps' is 1"), ({"heads": 5}, "'heads' 5")])
+@pytest.mark.parametrize(
+    "wrong, told",
+    [({"horizon": 2}, "'horizon' is 2"), ({"n_obs_steps": 1}, "'n_obs_steps' is 1"), ({"heads": 5}, "'heads' 5")],
+)
 def test_configurations_without_meaning_are_refused(wrong, told):
     with pytest.raises(ConfigError, match=told):
         WindowConfig(**wrong)

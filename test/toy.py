@@ -39,7 +39,11 @@ SIZES = {
 }
 NETWORKS = {
     "diffusion": {**SIZES, "width": 16, "depth": 1, "sampler": {"steps": 3, "solver": "heun"}},
-    "window": {**SIZES, "n_obs_steps": 3, "horizon": 1, "n_action_steps": 1, "width": 16, "depth": 1, "heads": 2, "sampler": {"steps": 3}},
+    "window": {
+        **SIZES,
+        **{"n_obs_steps": 3, "horizon": 1, "n_action_steps": 1},
+        **{"width": 16, "depth": 1, "heads": 2, "sampler": {"steps": 3}},
+    },
     "mixture": {**SIZES, "experts": 2, "width": 16, "depth": 1, "gate_width": 8},
     "encoder": SIZES,
 }

@@ -2,8 +2,9 @@
 """Engines that run a policy folder: one file an engine, found by name, all with the same inputs and outputs.
 
 Inputs: the observation with a batch axis of 1 ("images.<camera>" `(1, T, H, W, 3)` uint8, "state" `(1, T, S)` float32), and "noise"
-`(1, H, A)` float32 for a diffusion policy. A window policy takes noise `(1, T, A)`, "past_actions" `(1, T-1, A)` in the robot's units
-and "past_mask" `(1, T-1)`, 1 where an action was executed. Outputs: "means" `(1, K, H, A)` and "log_gate" `(1, K)` of a mixture, or "actions" `(1, H, A)`.
+`(1, H, A)` float32 for a diffusion policy. A window policy takes noise `(1, T, A)`, "past_actions" `(1, T-1, A)` in the
+robot's units and "past_mask" `(1, T-1)`, 1 where an action was executed. Outputs: "means" `(1, K, H, A)` and "log_gate"
+`(1, K)` of a mixture, or "actions" `(1, H, A)`.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class Windows:
 
         Returns:
             "images.<camera>" (B, T, H, W, 3) uint8 or "features" (B, T, F); "state" (B, T, S); "actions" (B, H, A);
-            "mask" (B, H), 1 where the action was recorded; "past_actions" (B, T-1, A), those before the newest tick, oldest first;
-            "past_mask" (B, T-1), 0 where the episode hadn't begun.
+            "mask" (B, H), 1 where the action was recorded; "past_actions" (B, T-1, A), those before the newest tick, oldest
+            first; "past_mask" (B, T-1), 0 where the episode hadn't begun.
         """
         history = indices[:, None] + np.arange(1 - self.n_obs_steps, 1)
         history = np.maximum(history, self._first[indices, None])

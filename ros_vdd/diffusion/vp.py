@@ -6,8 +6,8 @@
 
 Scaled like this, clean actions keep their size at every level, so samplers, losses and students are those of the VE teacher.
 
-Source: Ho et al. 2020 (DDPM, arXiv 2006.11239) for epsilon prediction, Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17, for
-the cosine schedule; the change of variables is that of Song et al. 2020 (DDIM, arXiv 2010.02502), equation 14.
+Source: Ho et al. 2020 (DDPM, arXiv 2006.11239) for epsilon prediction, Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17,
+for the cosine schedule; the change of variables is that of Song et al. 2020 (DDIM, arXiv 2010.02502), equation 14.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from ros_vdd.policies.policy import Policy
 class Method(Protocol):
     """What the training loop needs.
 
-    A method module also defines `KIND` (the kind of policy it trains), `NEEDS_TEACHER` and a dataclass `Options`; `KINDS`, where it
-    trains several kinds, of which `policy.kind` of a configuration names one.
+    A method module also defines `KIND` (the kind of policy it trains), `NEEDS_TEACHER` and a dataclass `Options`; and `KINDS`
+    where it trains several, of which `policy.kind` of a configuration names one.
     """
 
     def __init__(self, options, policy: Policy, teacher: Policy | None):

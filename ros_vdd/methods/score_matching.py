@@ -4,8 +4,8 @@
     VE: L = E w(sigma) || D(a + sigma n; sigma, s) - a ||^2,   w = (sigma^2 + sd^2) / (sigma sd)^2,   ln sigma normal
     VP: L = E || eps(sqrt(abar_t) a + sqrt(1 - abar_t) n, t, s) - n ||^2,                             t uniform on 0..T-1
 
-Both are one loss with w = 1 / sigma_t^2 for VP. Source: Karras et al. 2022 (EDM, arXiv 2206.00364), equation 2 and table 1; Ho et al.
-2020 (DDPM, arXiv 2006.11239), equation 14. Padded steps don't count.
+Both are one loss, with w = 1 / sigma_t^2 for VP. Padded steps don't count. Source: Karras et al. 2022 (EDM, arXiv 2206.00364),
+equation 2 and table 1; Ho et al. 2020 (DDPM, arXiv 2006.11239), equation 14.
 """
 
 from __future__ import annotations

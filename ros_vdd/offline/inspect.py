@@ -100,7 +100,8 @@ def describe_policy(path: Path) -> dict[str, Any]:
     files = {p.name: p.stat().st_size for p in sorted(path.iterdir()) if p.is_file()}
     inputs = {name: list(shape) for name, shape in bundle.input_shapes.items()}
     robot = {"robot": bundle.robot.name, "rate_hz": bundle.robot.rate_hz, "actions": list(bundle.robot.action.joints)}
-    manifest = {**manifest, **robot, "policy_kind": manifest["kind"]}
+    past = list(bundle.past_shape) if bundle.past_shape else None
+    manifest = {**manifest, **robot, "policy_kind": manifest["kind"], "past_actions": past}
     return {**manifest, "kind": "policy", "path": str(path), "sha256": bundle.sha256, "inputs": inputs, "files": files}
 
 

@@ -47,6 +47,7 @@ def show_policy(content: dict[str, Any]) -> str:
         f"policy {content['path']}: {content['name']}, {kind}, {content['nfe']} network evaluation{'s' * (content['nfe'] != 1)} a chunk",
         f"robot {content['robot']} at {content['rate_hz']:g} Hz",
         *(f"input {name} {tuple(shape)}" for name, shape in content["inputs"].items()),
+        *([f"remembers its last {content['past_actions'][0]} actions"] if content["past_actions"] else []),
         f"action {', '.join(content['actions'])}: {content['horizon']} ahead, {content['n_action_steps']} executed",
         *(f"file {name}, {size} bytes, checksum verified" for name, size in content["files"].items() if name != SUMS),
     ]

@@ -79,7 +79,7 @@ def check_vp_sampler(sampler: SamplerConfig, vp_steps: int) -> None:
         ConfigError: more steps than levels, or Heun's rule.
     """
     if sampler.steps > vp_steps:
-        raise ConfigError(f"'sampler.steps' is {sampler.steps}; a VP policy of 'vp_steps' {vp_steps} has no more levels than those")
+        raise ConfigError(f"'sampler.steps' is {sampler.steps}; a VP policy of 'vp_steps' {vp_steps} has no more levels")
     if sampler.solver != "euler":
         raise ConfigError(f"'sampler.solver' is '{sampler.solver}'; a VP policy samples by 'euler', which is DDIM")
 
@@ -109,7 +109,7 @@ class DiffusionPolicy(Policy):
         return self.denoiser.levels if self.config.process == "vp" else None
 
     def context(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return what the score depends on beside action and level, `(B, C)`: flat, so that it repeats for each expert and sample."""
+        """Return what a score depends on beside action and level, `(B, C)`: flat, to be repeated for each expert and sample."""
         return self.condition(batch)
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class DiffusionPolicy(Policy):
 
     @torch.no_grad()
     def released_score(self, a: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """Return the score by the rule of the VDD authors' code `(B, D)`: biased for VP (`VpDenoiser`), equal to `score` for VE."""
+        """Return the score by the rule of the VDD authors' code `(B, D)`: for VP biased, see `VpDenoiser`; for VE `score`."""
         rule = self.denoiser.released_score if self.config.process == "vp" else self.denoiser.score
         return self._ask(rule, a, sigma, context)
 
@@ -139,7 +139,7 @@ class DiffusionPolicy(Policy):
         return self.from_chunk(batch["actions"]), mask
 
     def restore(self, noised: Tensor, sigma: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the clean estimate `(B, N)` of noised `targets` at levels sigma `(B,)`, and the loss weight of each level `(B,)`."""
+        """Return the clean estimate `(B, N)` of noised `targets` at levels sigma `(B,)`, and each level's loss weight `(B,)`."""
         return self.denoiser(noised, sigma, self.condition(batch)), self.denoiser.loss_weight(sigma)
 
     def sample(self, context: Tensor, noise: Tensor, sampler: SamplerConfig | None = None) -> Tensor:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The per-step teacher: a diffusion policy over the window of its last actions, one action a call.
 
-A causal transformer reads [level, s1, a1, ..., sT, aT]. In training every action of the window is noised at one level and restored; at
-run time the actions that were executed fill the earlier slots, noised at the sampler's level, and the newest one is the answer. Where
-an episode is younger than the window, the first observation is repeated and the missing actions are 0, the middle of the normalised
-range, in training and at run time alike.
+A causal transformer reads [level, s1, a1, ..., sT, aT]. In training every action of the window is noised at one level and
+restored. At run time the executed actions fill the earlier slots, noised at the sampler's level, and the newest one is the
+answer. Where an episode is younger than the window, the first observation is repeated and the missing actions are 0, the middle
+of the normalised range, in training and at run time alike.
 
 Source: Reuss et al. 2023 (BESO, arXiv 2304.02532), section IV; the masking of missing actions is our own.
 """
@@ -38,7 +38,9 @@ class WindowConfig(DiffusionConfig):
         if self.horizon != 1:
             raise ConfigError(f"'horizon' is {self.horizon}; a window policy gives 1 action a call (chunks: kind diffusion)")
         if self.n_obs_steps < 2:
-            raise ConfigError(f"'n_obs_steps' is {self.n_obs_steps}; a window holds at least 2 ticks (1 tick: kind diffusion, horizon 1)")
+            raise ConfigError(
+                f"'n_obs_steps' is {self.n_obs_steps}; a window holds at least 2 ticks (of 1: kind diffusion, horizon 1)"
+            )
         if self.heads < 1 or self.width % self.heads:
             raise ConfigError(f"'width' is {self.width}; expected a multiple of 'heads' {self.heads}")
 
@@ -46,8 +48,8 @@ class WindowConfig(DiffusionConfig):
 class WindowPolicy(DiffusionPolicy):
     """Denoises the newest action of a window of T.
 
-    Beside the observation it takes "past_actions" `(B, T-1, A)` in the robot's units, oldest first, and "past_mask" `(B, T-1)`, 1 where
-    there was one.
+    Beside the observation it takes "past_actions" `(B, T-1, A)` in the robot's units, oldest first, and "past_mask" `(B, T-1)`,
+    1 where there was one.
     """
 
     kind = "window"

@@ -26,7 +26,7 @@ class PastActions:
         self._actions.append(np.array(action, np.float32))
 
     def inputs(self) -> dict[str, np.ndarray]:
-        """Return "past_actions" `(1, T-1, A)`, oldest first, and "past_mask" `(1, T-1)`, 1 where there is one; {} if none are kept."""
+        """Return "past_actions" `(1, T-1, A)`, oldest first, and "past_mask" `(1, T-1)`, 1 where there is one; else {}."""
         if self._shape is None:
             return {}
         actions, mask = np.zeros((1, *self._shape), np.float32), np.zeros((1, self._shape[0]), np.float32)

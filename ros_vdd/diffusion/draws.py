@@ -41,8 +41,8 @@ class Draws:
     def total(self, x: Tensor) -> Tensor:
         """Return the mean of a scalar over all processes, detached.
 
-        Gradients are averaged over processes. A loss that divides by a count, such as that of unpadded steps, therefore divides by
-        `draws.total(count)`; its average is then sum / count of the whole batch. Plain means over rows need nothing.
+        Gradients are averaged over processes. A loss that divides by a count, such as that of unpadded steps, therefore
+        divides by `draws.total(count)`; its average is then sum / count of the whole batch. Plain means over rows need nothing.
         """
         x = x.detach()
         if self.world == 1:

@@ -70,7 +70,8 @@ class TrainingRun:
         loop = Loop(method, data, held, self.config.loop, self.config.seed, state, self._identity(), group)
         began = time.monotonic()
         trained = sum(p.numel() for p in loop.trained)
-        self._say(f"{self.config.method}: {trained:,} trained parameters, {len(data):,} samples, {_described(group)} -> {self.out}")
+        sizes = f"{trained:,} trained parameters, {len(data):,} samples, {_described(group)}"
+        self._say(f"{self.config.method}: {sizes} -> {self.out}")
         if held is None:
             self._say(f"no validation: of {len(self.store)} episodes, 'validation_fraction' {self.config.validation_fraction:g} holds out none")
         loop.run(self.progress)
@@ -170,9 +171,9 @@ class TrainingRun:
         dead = round(loop.last_validation.get("dead_experts", 0.0))
         if dead:
             print(
-                f"warning: {dead} of {policy.config.experts} experts are hardly ever used (less than a twentieth of an even share of the "
-                f"validation cases; 'dead_experts' in {loop.folder / 'validation.csv'}); train with fewer (policy.experts), raise "
-                "options.gate_floor where the method has it, or begin with options.initialise=kmeans",
+                f"warning: {dead} of {policy.config.experts} experts are hardly ever used (less than a twentieth of an even share "
+                f"of the validation cases; 'dead_experts' in {loop.folder / 'validation.csv'}); train with fewer "
+                "(policy.experts), raise options.gate_floor where the method has it, or begin with options.initialise=kmeans",
                 file=sys.stderr,
             )
 

@@ -32,13 +32,16 @@ def save(
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     spent = f"{cpu_seconds:.3f}"
     partial = path.with_suffix(".partial")
-    save_file(tensors, str(partial), {"step": str(step), "cpu_seconds": spent, "run": run, "sha256": _sha256(tensors, f"{step} {spent}")})
+    metadata = {"step": str(step), "cpu_seconds": spent, "run": run, "sha256": _sha256(tensors, f"{step} {spent}")}
+    save_file(tensors, str(partial), metadata)
     with partial.open("rb") as stream:
         os.fsync(stream.fileno())
     os.replace(partial, path)
 
 
-def load(path: Path, run: str, module: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def load(
+    path: Path, run: str, module: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
     """Restore a state in place and return how many steps it had done and the CPU time [s] they took.
 
     Raises:

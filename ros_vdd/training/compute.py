@@ -89,6 +89,6 @@ def _require_compiler(device: torch.device) -> None:
     except (RuntimeError, ImportError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"'loop.compile' is true, but torch can't compile for {device.type} here: {reason}; it needs a C++ compiler and Python's "
-            "headers (apt install g++ python3-dev), for cuda also Triton; or set loop.compile=false"
+            f"'loop.compile' is true, but torch can't compile for {device.type} here: {reason}; it needs a C++ compiler and "
+            "Python's headers (apt install g++ python3-dev), for cuda also Triton; or set loop.compile=false"
         ) from error

@@ -46,7 +46,7 @@ class Group:
         return values[self.rank * share : (self.rank + 1) * share]
 
     def share(self, method: Method) -> Callable[..., tuple[Tensor, dict[str, float]]]:
-        """Give all processes the policy of the first, and return `method.loss` so that its backward averages gradients over them."""
+        """Give all processes the policy of the first, and return `method.loss` with gradients averaged over them."""
         if self.world == 1:
             return method.loss
         objective = _Objective(method).to(self.device)

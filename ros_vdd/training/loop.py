@@ -139,7 +139,9 @@ class Loop:
             self.method.prepare(self.data, draws)
             self.average = self._weights()
         if self.group.mean({"start": start})["start"] != start:
-            raise RosVddError(f"the processes don't all see the checkpoint in '{self.folder}'; put --out where every machine sees it")
+            raise RosVddError(
+                f"the processes don't all see the checkpoint in '{self.folder}'; put --out where every machine sees it"
+            )
         self._loss = self.group.share(self.method)
         return start
 

@@ -19,6 +19,7 @@ from ros_vdd.bundle import Bundle
 from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.history import History
 from ros_vdd.runtime.inference import PolicyRunner, Prediction
+from ros_vdd.runtime.likelihood import Likelihood, LikelihoodRunner
 
 
 class LoadedPolicy:
@@ -69,6 +70,28 @@ class LoadedPolicy:
         self._actions.clear()
         self.prediction = self._runner.act(self._history.arrays())
         return self.prediction.actions
+
+    def likelihood(self, observation: Mapping[str, Any] | None, chunk: np.ndarray) -> Likelihood:
+        """Return what a mixture says of a chunk `(h, A)` of its first h actions, in the robot's units; nothing is remembered.
+
+        Args:
+            observation: the newest `n_obs_steps` ticks, oldest first; None for what the policy has observed.
+            chunk: with h < H the actions that follow are integrated out.
+
+        Raises:
+            EngineError: the policy is no mixture, or observation or chunk don't fit or aren't finite.
+            PolicyError: the folder lacks `likelihood.onnx`, which `ros-vdd export` writes.
+        """
+        seen = self._history.arrays() if observation is None else self._history.whole(observation)
+        return self._likelihood.evaluate(seen, chunk)
+
+    def log_prob(self, observation: Mapping[str, Any] | None, chunk: np.ndarray) -> float:
+        """Return ln q(a|s) [nats] of a chunk; see `likelihood`."""
+        return self.likelihood(observation, chunk).log_prob
+
+    @cached_property
+    def _likelihood(self) -> LikelihoodRunner:
+        return LikelihoodRunner(self.bundle, backends.load_likelihood(self.bundle, self._backend))
 
     def select_action(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the action `(A,)` of this tick; a new chunk is asked for every `n_action_steps` ticks.

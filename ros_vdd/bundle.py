@@ -4,6 +4,7 @@
     policy.yaml           what it is: robot, shapes, network, training, provenance, scores, export parity
     weights.safetensors   parameters by name
     policy.onnx           the graph that the robot runs (after `ros-vdd export`)
+    likelihood.onnx       of a mixture: how likely it holds a chunk to be (likewise)
     SHA256SUMS            of every file above; `sha256sum -c SHA256SUMS` checks it too
 
 The folder is data only: nothing in it is imported, unpickled or evaluated.
@@ -26,7 +27,8 @@ from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
 FORMAT = "ros_vdd/policy/1"
 SAMPLED = ("diffusion", "window")
 """The kinds that denoise with a sampler: they take noise, and can be teachers."""
-MANIFEST, WEIGHTS, GRAPH, SUMS = "policy.yaml", "weights.safetensors", "policy.onnx", "SHA256SUMS"
+MANIFEST, WEIGHTS, SUMS = "policy.yaml", "weights.safetensors", "SHA256SUMS"
+GRAPH, LIKELIHOOD = "policy.onnx", "likelihood.onnx"
 
 
 @dataclass(frozen=True)

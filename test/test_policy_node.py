@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 pytest.importorskip("onnx", reason="the tiny policy is made with onnx")
 
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from ros_peers import Peer, start, stop  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 from tiny_policy import EXPERTS, HORIZON, LOG_GATE, ROBOT, actions, write_policy, write_robot  # noqa: E402
@@ -107,6 +108,33 @@ def test_a_robot_that_differs_from_the_policys_is_refused_with_the_difference(po
 def test_a_bad_parameter_is_refused_in_one_clear_error(parameters, words):
     status, said = refused(**parameters)
     assert status == 1 and words in said and "Traceback" not in said
+
+
+def test_likelihood_is_told_beside_each_plan_and_in_the_diagnostics(tmp_path):
+    process = start("policy_node", "sure", policy=write_policy(tmp_path / "tiny", likelihood=True).path, likelihood=True)
+    peer = Peer("sure")
+    predictions, diagnostics = peer.hear(String, "policy_node/prediction"), peer.hear(DiagnosticArray, "/diagnostics")
+
+    def told():
+        pairs = [pair for message in diagnostics for status in message.status for pair in status.values]
+        return [float(pair.value) for pair in pairs if pair.key == "plan_log_prob" and pair.value != "None"]
+
+    ticks = iter(range(peer.now_ns(), peer.now_ns() + 10**14, DT))
+    peer.until(lambda: len(predictions) == 2, lambda: peer.publish(next(ticks)))
+    first, second = (json.loads(prediction.data) for prediction in predictions[:2])
+    # 4 of 8 actions were left, each 0.04 rad further than the plan that begins anew at the same place
+    expected = {"gate_entropy": 0.5, "expert_spread": 0.2, "plan_log_prob": -4 * 2 * 0.04**2}
+    assert {k: first[k] for k in expected} == {**{k: pytest.approx(v) for k, v in expected.items()}, "plan_log_prob": None}
+    assert {k: second[k] for k in expected} == {k: pytest.approx(v, rel=1e-4) for k, v in expected.items()}
+    peer.until(told)
+    assert told()[0] == pytest.approx(expected["plan_log_prob"], rel=1e-4)
+    peer.close()
+    assert stop(process)[0] == 0
+
+
+def test_likelihood_without_its_graph_says_how_it_is_made(policy):
+    status, said = refused(policy=policy, likelihood=True)
+    assert status == 1 and "no 'likelihood.onnx'" in said and "ros-vdd export" in said and "Traceback" not in said
 
 
 def test_sigterm_ends_the_node_with_status_0(policy):

@@ -37,8 +37,8 @@ def write_robot(path, **changes):
     return path
 
 
-def write_policy(path):
-    """Write a policy folder whose graph runs, and return it opened."""
+def write_policy(path, likelihood=False):
+    """Write a policy folder whose graph runs, with a likelihood of sorts if asked for, and return it opened."""
     manifest = bundle.Manifest(
         name="tiny",
         kind="mixture",
@@ -49,7 +49,10 @@ def write_policy(path):
         n_action_steps=N_ACTION_STEPS,
         experts=EXPERTS,
     )
-    return bundle.write(path, manifest, {bundle.GRAPH: _graph().SerializeToString(), bundle.WEIGHTS: b""})
+    files = {bundle.GRAPH: _graph().SerializeToString(), bundle.WEIGHTS: b""}
+    if likelihood:
+        files[bundle.LIKELIHOOD] = _likelihood().SerializeToString()
+    return bundle.write(path, manifest, files)
 
 
 def actions(position):
@@ -58,27 +61,63 @@ def actions(position):
 
 
 def _graph():
+    from onnx import helper
+
+    nodes = [*_means(), helper.make_node("Identity", ["gate"], ["log_gate"])]
+    return _model(nodes, {}, {"means": (1, EXPERTS, HORIZON, 2), "log_gate": (1, EXPERTS)}, {"gate": LOG_GATE})
+
+
+def _likelihood():
+    """Return a graph whose log-density is minus the squared distance to the likelier expert, over the actions that count."""
+    from onnx import helper
+
+    constants = {
+        "gate": LOG_GATE,
+        "likelier": np.array(1),
+        "weight": np.array([[1, 2]]).T.astype(np.float32)[None, :, :, None] * np.full((1, EXPERTS, HORIZON, 2), 0.1, np.float32),
+        "entropy": np.float32([0.5]),
+        "over": np.array([1, 2]),
+        "end": np.array([2]),
+    }
+    nodes = [
+        *_means(),
+        helper.make_node("Gather", ["means", "likelier"], ["mean"], axis=1),
+        helper.make_node("Sub", ["chunk", "mean"], ["off"]),
+        helper.make_node("Mul", ["off", "off"], ["squared"]),
+        helper.make_node("Unsqueeze", ["mask", "end"], ["counts"]),
+        helper.make_node("Mul", ["squared", "counts"], ["counted"]),
+        helper.make_node("ReduceSum", ["counted", "over"], ["distance"], keepdims=0),
+        helper.make_node("Neg", ["distance"], ["log_prob"]),
+        helper.make_node("Identity", ["gate"], ["log_responsibilities"]),
+        helper.make_node("Identity", ["entropy"], ["gate_entropy"]),
+        helper.make_node("Identity", ["weight"], ["stds"]),
+    ]
+    shape = (1, EXPERTS, HORIZON, 2)
+    outputs = {"log_prob": (1,), "log_responsibilities": (1, EXPERTS), "gate_entropy": (1,), "means": shape, "stds": shape}
+    return _model(nodes, {"chunk": (1, HORIZON, 2), "mask": (1, HORIZON)}, outputs, constants)
+
+
+def _means():
+    from onnx import helper
+
+    return [
+        helper.make_node("Gather", ["state", "last"], ["position"], axis=1),  # (1, A), spread over (1, K, H, A)
+        helper.make_node("Add", ["position", "offsets"], ["means"]),
+    ]
+
+
+def _model(nodes, inputs, outputs, constants):
+    """Return the model of nodes that take the observation and further inputs."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    shapes = {name: (1, 2, *shape) for name, shape in robot_from_mapping(ROBOT).observation_shapes().items()}
-    constants = {"offsets": OFFSETS[None, :, :, None], "gate": LOG_GATE, "last": np.array(1)}
-    graph = helper.make_graph(
-        [
-            helper.make_node("Gather", ["state", "last"], ["position"], axis=1),  # (1, A), spread over (1, K, H, A)
-            helper.make_node("Add", ["position", "offsets"], ["means"]),
-            helper.make_node("Identity", ["gate"], ["log_gate"]),
-        ],
-        "tiny",
-        [
-            helper.make_tensor_value_info("images.top", TensorProto.UINT8, shapes["images.top"]),
-            helper.make_tensor_value_info("state", TensorProto.FLOAT, shapes["state"]),
-        ],
-        [
-            helper.make_tensor_value_info("means", TensorProto.FLOAT, (1, EXPERTS, HORIZON, 2)),
-            helper.make_tensor_value_info("log_gate", TensorProto.FLOAT, (1, EXPERTS)),
-        ],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
+    def floats(shapes):
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+
+    seen = {name: (1, 2, *shape) for name, shape in robot_from_mapping(ROBOT).observation_shapes().items()}
+    picture = helper.make_tensor_value_info("images.top", TensorProto.UINT8, seen.pop("images.top"))
+    constants = {"offsets": OFFSETS[None, :, :, None], "last": np.array(1), **constants}
+    values = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "tiny", [picture, *floats({**seen, **inputs})], floats(outputs), values)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     checker.check_model(model)
     return model

@@ -5,6 +5,9 @@ Inputs: the observation with a batch axis of 1 ("images.<camera>" `(1, T, H, W, 
 `(1, H, A)` float32 for a diffusion policy. A window policy takes noise `(1, T, A)`, "past_actions" `(1, T-1, A)` in the
 robot's units and "past_mask" `(1, T-1)`, 1 where an action was executed. Outputs: "means" `(1, K, H, A)` and "log_gate"
 `(1, K)` of a mixture, or "actions" `(1, H, A)`.
+
+The likelihood of a mixture takes the observation, "chunk" `(1, H, A)` and "mask" `(1, H)`: 1 for the actions that count, then 0.
+Outputs: "log_prob" `(1,)`, "log_responsibilities" `(1, K)`, "gate_entropy" `(1,)` [nats], "means" and "stds" `(1, K, H, A)`.
 """
 
 from __future__ import annotations
@@ -46,11 +49,29 @@ def load(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
         EngineError: there is no such engine, it isn't installed, or it refuses the policy.
     """
     require_commands(bundle)
+    return _load(bundle, name, "load", options)
+
+
+def load_likelihood(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
+    """Load the likelihood of a mixture; an engine without one leaves it to ONNX Runtime.
+
+    Raises:
+        EngineError: as `load`, or the policy is no mixture.
+        PolicyError: the folder lacks `likelihood.onnx`.
+    """
+    if bundle.kind != "mixture":
+        raise EngineError(f"'{bundle.path}' is a {bundle.kind} policy; only a mixture tells how likely a chunk is")
+    return _load(bundle, name, "load_likelihood", options)
+
+
+def _load(bundle: Bundle, name: str, what: str, options: Mapping) -> Engine:
     if "." not in name and name not in names():
         raise EngineError(f"no engine '{name}'; {suggest(name, names())}")
     try:
         module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
-        return module.load(bundle, **options)
+        if not hasattr(module, what):
+            module = importlib.import_module(f"{__name__}.onnxruntime")
+        return getattr(module, what)(bundle, **options)
     except ModuleNotFoundError as error:
         raise EngineError(f"engine '{name}' needs the module '{error.name}', which isn't installed") from error
 
@@ -77,6 +98,12 @@ def input_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         shapes["past_actions"] = ((1, *bundle.past_shape), np.dtype(np.float32))
         shapes["past_mask"] = ((1, bundle.past_shape[0]), np.dtype(np.float32))
     return shapes
+
+
+def likelihood_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return {input: (shape with batch axis, type)} that the likelihood of this mixture takes."""
+    chunk = (1, bundle.horizon, bundle.robot.action_size)
+    return {**input_shapes(bundle), "chunk": (chunk, np.dtype(np.float32)), "mask": (chunk[:2], np.dtype(np.float32))}
 
 
 def random_inputs(bundle: Bundle, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import torch
 
 from ros_vdd import policies
 from ros_vdd.bundle import Bundle
+from ros_vdd.policies.mixture import MixturePolicy
 
 
 class EagerEngine:
@@ -31,6 +32,27 @@ class EagerEngine:
         return {"actions": output.numpy()}
 
 
+class EagerLikelihood:
+    """The likelihood of a mixture in evaluation mode."""
+
+    name = "eager"
+
+    def __init__(self, policy: MixturePolicy):
+        self._policy = policy
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate it once; see `ros_vdd.backends`."""
+        tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in inputs.items()}
+        answer = self._policy.likelihood(tensors, tensors.pop("chunk"), tensors.pop("mask"))
+        return {name: value.numpy() for name, value in answer._asdict().items()}
+
+
 def load(bundle: Bundle) -> EagerEngine:
     """Load the weights of a folder."""
     return EagerEngine(policies.load(bundle))
+
+
+def load_likelihood(bundle: Bundle) -> EagerLikelihood:
+    """Load the weights of a mixture's folder, which needs no `likelihood.onnx`."""
+    return EagerLikelihood(policies.load(bundle))

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ros_vdd.backends import input_shapes
-from ros_vdd.bundle import GRAPH, Bundle
+from ros_vdd.backends import input_shapes, likelihood_shapes
+from ros_vdd.bundle import GRAPH, LIKELIHOOD, Bundle
 from ros_vdd.errors import EngineError
 
 
 class OnnxRuntimeEngine:
-    """A policy graph in an ONNX Runtime session."""
+    """A graph in an ONNX Runtime session."""
 
     name = "onnxruntime"
 
@@ -22,7 +22,7 @@ class OnnxRuntimeEngine:
         self._outputs = [o.name for o in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Evaluate the policy once; see `ros_vdd.backends`."""
+        """Evaluate the graph once; see `ros_vdd.backends`."""
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs))))
 
 
@@ -35,9 +35,22 @@ def load(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
     Raises:
         EngineError: the graph can't be loaded, or its inputs aren't those of the manifest.
     """
+    return _open(bundle, GRAPH, set(input_shapes(bundle)), threads)
+
+
+def load_likelihood(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
+    """Open `likelihood.onnx` of a folder.
+
+    Raises:
+        EngineError: as `load`.
+    """
+    return _open(bundle, LIKELIHOOD, set(likelihood_shapes(bundle)), threads)
+
+
+def _open(bundle: Bundle, name: str, wanted: set[str], threads: int) -> OnnxRuntimeEngine:
     import onnxruntime
 
-    path = bundle.file(GRAPH, f"Make it with ros-vdd export {bundle.path}")
+    path = bundle.file(name, f"Make it with ros-vdd export {bundle.path}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -45,7 +58,7 @@ def load(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a kind of its own for each failure
         raise EngineError(f"ONNX Runtime can't load '{path}': {error}; export the policy again") from error
-    found, wanted = {i.name for i in session.get_inputs()}, set(input_shapes(bundle))
+    found = {i.name for i in session.get_inputs()}
     if found != wanted:
         raise EngineError(f"'{path}' takes inputs {sorted(found)}, its manifest says {sorted(wanted)}; export the policy again")
     return OnnxRuntimeEngine(session)

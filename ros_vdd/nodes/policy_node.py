@@ -28,6 +28,7 @@ from ros_vdd.nodes.status import Status
 from ros_vdd.nodes.transport import image_problem
 from ros_vdd.runtime.choice import RULES, ChoiceConfig
 from ros_vdd.runtime.inference import PolicyRunner
+from ros_vdd.runtime.likelihood import FIGURES, LikelihoodRunner, PlanMonitor
 from ros_vdd.runtime.observer import Observer
 from ros_vdd.runtime.planning import Plan, Planner
 from ros_vdd.runtime.statistics import Window
@@ -43,6 +44,7 @@ PARAMETERS = (
     Parameter("sticky_steps", 2, "of choice sticky: at how many plans in a row", 1, 1000),
     Parameter("seed", 0, "of everything drawn at random in the first episode; each later one adds 1", 0, 2**31 - 1),
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
+    Parameter("likelihood", False, "tell on ~/prediction and /diagnostics how likely a mixture holds its plans to be"),
     Parameter("settle_s", 0.02, "how long a plan waits for streams that have brought nothing from its tick yet", 0.0, 1.0),
     Parameter("equal_stamps", False, "lock-step: use only ticks at which every stream has the same stamp"),
 )
@@ -63,7 +65,9 @@ class PolicyNode(Node):
         choice = ChoiceConfig(*(getattr(parameters, name) for name in ("choice", "temperature", "sticky_margin", "sticky_steps")))
         runner = PolicyRunner(bundle, backends.load(bundle, parameters.backend), choice, parameters.seed)
         runner.warm_up(_blank(bundle))
-        self._chunks = 0
+        self._monitor = _open_monitor(bundle, parameters.backend) if parameters.likelihood else None
+        self._figures: dict[str, Any] = dict.fromkeys(FIGURES)
+        self._chunks, self._expert = 0, None
         self._latency_ms, self._compute_ms = Window(), Window()
         self._status = Status(self, "policy", self._robot.name)
         self._chunk_publisher = self.create_publisher(JointTrajectory, "action_chunk", COMMAND_QOS)
@@ -114,18 +118,23 @@ class PolicyNode(Node):
         self._chunks += 1
         self._latency_ms.add(latency_ms)
         self._compute_ms.add(compute_ms)
-        log_gate = plan.prediction.log_gate
+        if self._monitor is not None:
+            self._figures = self._monitor.look(plan.observation, plan.chunk, plan.prediction)
+        self._expert, log_gate = plan.prediction.expert, plan.prediction.log_gate
         content = {
             "stamp_ns": plan.chunk.stamp_ns,
             "expert": plan.prediction.expert,
             "log_gate": None if log_gate is None else log_gate.tolist(),
             "latency_ms": latency_ms,
             "compute_ms": compute_ms,
+            **self._figures,
         }
         publish(self, self._prediction_publisher, json_message(content))
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._planner.reset()
+        if self._monitor is not None:
+            self._monitor.reset()
         response.success, response.message = True, "history and expert forgotten, next seed"
         return response
 
@@ -147,6 +156,8 @@ class PolicyNode(Node):
         for name, window in (("latency_ms", self._latency_ms), ("compute_ms", self._compute_ms)):
             values[f"{name}.p50"], values[f"{name}.p99"] = window.percentile(50), window.percentile(99)
         values["chunks_clamped"] = self._planner.gate.clamped
+        if self._monitor is not None:
+            values |= {"expert": self._expert, **self._figures}
         self._status.diagnose(values)
 
 
@@ -170,6 +181,13 @@ def _blank(bundle: Bundle) -> dict[str, np.ndarray]:
     """Return an observation of zeros for the warm-up, whose results go nowhere."""
     shapes = backends.input_shapes(bundle).items()
     return {name: np.zeros(shape[1:], kind) for name, (shape, kind) in shapes if name in bundle.input_shapes}
+
+
+def _open_monitor(bundle: Bundle, backend: str) -> PlanMonitor:
+    """Return the monitor of a mixture, run once so that its first figures don't keep a plan waiting."""
+    runner = LikelihoodRunner(bundle, backends.load_likelihood(bundle, backend))
+    runner.evaluate(_blank(bundle), np.zeros((1, bundle.robot.action_size)))
+    return PlanMonitor(runner)
 
 
 def _replan_steps(asked: int, bundle: Bundle) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ros-vdd export`: the ONNX graph beside the weights, refused when it doesn't compute what PyTorch computes."""
+"""`ros-vdd export`: the ONNX graphs beside the weights, refused when they don't compute what PyTorch computes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from ros_vdd import backends
-from ros_vdd.bundle import GRAPH, SAMPLED, WEIGHTS, Bundle, amend, write
+from ros_vdd.bundle import GRAPH, LIKELIHOOD, SAMPLED, WEIGHTS, Bundle, amend, write
 from ros_vdd.config import build
 from ros_vdd.errors import ConfigError, EngineError, PolicyError
 from ros_vdd.resources import find
 
-HELP = "write the ONNX graph of a policy, with a parity check"
+HELP = "write the ONNX graphs of a policy, with a parity check"
 TOLERANCE = 1e-4
 """Largest accepted difference in the unit of the actions, for joint ranges up to 100 units; see `tolerance`."""
+LIKELIHOOD_TOLERANCE = 1e-2
+"""Largest accepted difference of a log-density, as a share of it, or in nats where it is below 1."""
 DRAWS = 200
 
 
@@ -46,28 +48,40 @@ def run(args: argparse.Namespace) -> int:
         f"parity with PyTorch over {said['draws']} draws: {said['parity_max_abs']:.2e} {bundle.robot.action.unit} at most, "
         f"{said['parity_max_normalised']:.2e} of the action range"
     )
+    if bundle.kind == "mixture":
+        size = (bundle.path / LIKELIHOOD).stat().st_size / 1e6
+        print(f"{bundle.path / LIKELIHOOD}: {size:.1f} MB, parity {said['parity_likelihood']:.2e}")
     return 0
 
 
 def export(bundle: Bundle, draws: int = DRAWS) -> Bundle:
-    """Add `policy.onnx` to a folder and record the measured parity error; the folder changes only when the check passes.
+    """Add `policy.onnx` to a folder, of a mixture `likelihood.onnx` too, and record the measured parity errors.
+
+    The folder changes only when the checks pass.
 
     Raises:
-        EngineError: the graph isn't plain, an action differs from PyTorch's by more than `tolerance`, or the log-gate or
-            an action, as a share of its range, by more than 1e-4.
+        EngineError: a graph isn't plain, an action differs from PyTorch's by more than `tolerance`, the log-gate or an
+            action, as a share of its range, by more than 1e-4, or a likelihood by more than 1e-2.
     """
     if draws < 1:
         raise ConfigError(f"'draws' is {draws}; a parity check needs at least 1")
     from ros_vdd import policies
-    from ros_vdd.policies.graph import OPSET, to_onnx
+    from ros_vdd.policies.graph import OPSET, likelihood_to_onnx, to_onnx
 
     policy = policies.load(bundle)
     described = {"opset": OPSET, "draws": draws, **_state_range(policy)}
-    graph = to_onnx(policy, backends.random_inputs(bundle, np.random.default_rng(0)))
+    example = backends.random_inputs(bundle, np.random.default_rng(0))
+    graphs, likelihood = {GRAPH: to_onnx(policy, example)}, 0.0
+    if bundle.kind == "mixture":
+        shapes = backends.likelihood_shapes(bundle)
+        asked = {name: np.ones(*shapes[name]) for name in ("chunk", "mask")}
+        graphs[LIKELIHOOD] = likelihood_to_onnx(policy, {**example, **asked})
     with tempfile.TemporaryDirectory() as folder:
-        files = {WEIGHTS: bundle.file(WEIGHTS), GRAPH: graph}
+        files = {WEIGHTS: bundle.file(WEIGHTS), **graphs}
         copy = write(Path(folder) / "policy", replace(bundle.manifest, export=described), files)
         absolute, normalised = parity(copy, draws)
+        if bundle.kind == "mixture":
+            likelihood = likelihood_parity(copy, draws)
     accepted = tolerance(bundle)
     if not (absolute <= accepted and normalised <= TOLERANCE):
         raise EngineError(
@@ -75,8 +89,14 @@ def export(bundle: Bundle, draws: int = DRAWS) -> Bundle:
             f"{normalised:.2e} of the action range or of a log-gate; at most {accepted:.2g} and {TOLERANCE:.2g} are accepted. "
             "Nothing was written; report this with the policy's configuration"
         )
+    if not likelihood <= LIKELIHOOD_TOLERANCE:
+        raise EngineError(
+            f"the likelihood graph of '{bundle.path}' differs from PyTorch by {likelihood:.2e}; at most "
+            f"{LIKELIHOOD_TOLERANCE:.2g} is accepted. Nothing was written; report this with the policy's configuration"
+        )
     described |= {"parity_max_abs": float(f"{absolute:.3g}"), "parity_max_normalised": float(f"{normalised:.3g}")}
-    return amend(bundle, {GRAPH: graph}, export=described)
+    described |= {"parity_likelihood": float(f"{likelihood:.3g}")} if bundle.kind == "mixture" else {}
+    return amend(bundle, graphs, export=described)
 
 
 def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) -> Bundle:
@@ -125,6 +145,36 @@ def parity(bundle: Bundle, draws: int) -> tuple[float, float]:
                 difference = difference / span
             normalised = np.maximum(normalised, difference.max())
     return float(absolute), float(normalised)
+
+
+def likelihood_parity(bundle: Bundle, draws: int) -> float:
+    """Return the largest difference of PyTorch and ONNX Runtime over random observations and chunks drawn from the mixture.
+
+    Of means and stds in shares of the action range; of log-densities, responsibilities and entropies in shares of
+    themselves, or in nats where they are below 1: what is far from every expert has a log-density of many digits.
+    """
+    engines = [backends.load_likelihood(bundle, name) for name in ("eager", "onnxruntime")]
+    span = np.asarray(bundle.robot.action.upper) - np.asarray(bundle.robot.action.lower)
+    rng, worst = np.random.default_rng(2), 0.0
+    for _ in range(draws):
+        inputs = backends.random_inputs(bundle, rng)
+        inputs |= _drawn_chunk(bundle, inputs, engines[0], rng)
+        ours, theirs = (engine.run(inputs) for engine in engines)
+        for name in ours:
+            difference = np.abs(ours[name].astype(np.float64) - theirs[name])
+            difference /= span if name in ("means", "stds") else np.maximum(np.abs(ours[name]), 1.0)
+            worst = np.maximum(worst, difference.max())
+    return float(worst)
+
+
+def _drawn_chunk(bundle: Bundle, observation: dict, engine: backends.Engine, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return a chunk near a random expert for an observation, and a mask of a random length."""
+    shapes = backends.likelihood_shapes(bundle)
+    chunk, mask = (np.ones(*shapes[name]) for name in ("chunk", "mask"))
+    said = engine.run({**observation, "chunk": chunk, "mask": mask})
+    expert = rng.integers(bundle.experts)
+    drawn = said["means"][:, expert] + said["stds"][:, expert] * rng.standard_normal(chunk.shape, np.float32)
+    return {"chunk": drawn, "mask": (np.arange(mask.shape[1]) <= rng.integers(mask.shape[1])).astype(np.float32)[None]}
 
 
 def _state_range(policy) -> dict[str, list[float]]:

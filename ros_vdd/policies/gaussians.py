@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ros_vdd.policies import triangular
+
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -88,8 +90,8 @@ class LowRank:
         counts = torch.ones_like(self.std) if mask is None else mask[:, None].expand_as(self.std)
         y = (x[:, None] - self.mean[:, :, None]) * (counts / self.std)[:, :, None]  # (B, K, M, D)
         scaled = self.factor * (counts / self.std)[..., None]  # (B, K, D, r)
-        cholesky = torch.linalg.cholesky(_eye_plus(scaled))
-        shared = torch.cholesky_solve((y @ scaled).transpose(-1, -2), cholesky).transpose(-1, -2)  # C^-1 w, (B, K, M, r)
+        cholesky = triangular.cholesky(_eye_plus(scaled))
+        shared = triangular.solve(cholesky, (y @ scaled).transpose(-1, -2)).transpose(-1, -2)  # C^-1 w, (B, K, M, r)
         rest = y - shared @ scaled.transpose(-1, -2)
         distance = rest.square().sum(dim=-1) + shared.square().sum(dim=-1)  # Woodbury without its difference of large numbers
         volume = 2 * (self.std.log() * counts).sum(dim=-1) + _log_det(cholesky)
@@ -129,7 +131,7 @@ class Full:
 
         The mask must end a chunk, as padding does: the leading block of L is the factor of the leading block of Sigma.
         """
-        y = torch.linalg.solve_triangular(self.cholesky, (x[:, None] - self.mean[:, :, None]).transpose(-1, -2), upper=False)
+        y = triangular.solve_lower(self.cholesky, (x[:, None] - self.mean[:, :, None]).transpose(-1, -2))
         counts = torch.ones_like(self.mean) if mask is None else mask[:, None].expand_as(self.mean)
         distance = (y.square() * counts[..., None]).sum(dim=-2)  # (B, K, M)
         diagonal = self.cholesky.diagonal(dim1=-2, dim2=-1).log()

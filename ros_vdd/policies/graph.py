@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ros_vdd.errors import EngineError
+from ros_vdd.policies.mixture import Likelihood, MixturePolicy
 from ros_vdd.policies.policy import Policy
 
 OPSET = 18
@@ -33,6 +34,15 @@ class _Positional(nn.Module):
         return self.policy(named, noise)
 
 
+class _Likelihood(_Positional):
+    """What a mixture says of a chunk, likewise."""
+
+    def forward(self, *inputs):
+        named = dict(zip(self.names, inputs))
+        chunk, mask = named.pop("chunk"), named.pop("mask")
+        return tuple(self.policy.likelihood(named, chunk, mask))
+
+
 def to_onnx(policy: Policy, example: Mapping[str, np.ndarray]) -> bytes:
     """Return the graph of a policy for inputs named and shaped as in `example`.
 
@@ -40,11 +50,24 @@ def to_onnx(policy: Policy, example: Mapping[str, np.ndarray]) -> bytes:
         EngineError: the graph holds a random operator or keeps weights outside.
     """
     outputs = ["means", "log_gate"] if policy.kind == "mixture" else ["actions"]
+    return _export(_Positional(policy.eval(), list(example)), example, outputs)
+
+
+def likelihood_to_onnx(policy: MixturePolicy, example: Mapping[str, np.ndarray]) -> bytes:
+    """Return the graph of a mixture's `likelihood`, whose inputs `example` has "chunk" and "mask" beside the observation.
+
+    Raises:
+        EngineError: as `to_onnx`.
+    """
+    return _export(_Likelihood(policy.eval(), list(example)), example, list(Likelihood._fields))
+
+
+def _export(module: _Positional, example: Mapping[str, np.ndarray], outputs: list[str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's advice to its own developers
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            _Positional(policy.eval(), list(example)),
+            module,
             tuple(torch.from_numpy(v) for v in example.values()),
             input_names=list(example),
             output_names=outputs,

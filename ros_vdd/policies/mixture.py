@@ -174,17 +174,20 @@ class MixturePolicy(Policy):
         means = self.mean_head(hidden).reshape(-1, self.config.experts, self.chunk_size)
         return self.to_chunk(means), self._log_gate(hidden)
 
-    def likelihood(self, observation: Mapping[str, Tensor], chunk: Tensor) -> Likelihood:
+    def likelihood(self, observation: Mapping[str, Tensor], chunk: Tensor, mask: Tensor | None = None) -> Likelihood:
         """Return what the mixture says of a chunk `(B, H, A)` in the robot's units.
 
         The density in the robot's units is that of the normalised chunk times the Jacobian: ln q(a) - sum_i ln((high_i - low_i) / 2).
+        `mask` `(B, H)` is 1 for the actions that count and 0 for those at the end that are integrated out; None counts all.
         """
         mixture = self.mixture(self.condition(observation))
-        joint = mixture.joint(self.from_chunk(chunk)[:, None])[:, 0]
+        counts = torch.ones_like(chunk[..., 0]) if mask is None else mask
+        flat = counts[..., None].expand(chunk.shape).flatten(1)
+        joint = mixture.joint(self.from_chunk(chunk)[:, None], flat)[:, 0]
         half = (self.action_normalizer.high - self.action_normalizer.low) / 2
         shape = (*mixture.means.shape[:2], self.config.horizon, self.robot.action_size)
         return Likelihood(
-            joint.logsumexp(dim=1) - self.config.horizon * half.log().sum(),
+            joint.logsumexp(dim=1) - counts.sum(dim=1) * half.log().sum(),
             joint.log_softmax(dim=1),
             -(mixture.log_gate.exp() * mixture.log_gate).sum(dim=1),
             self.to_chunk(mixture.means),

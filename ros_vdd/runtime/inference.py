@@ -73,7 +73,7 @@ class PolicyRunner:
             if name == "noise":
                 inputs[name] = self._rng.standard_normal(shape, dtype)
             elif name not in inputs:
-                inputs[name] = _input(name, shape, dtype, observation)
+                inputs[name] = checked_input(name, shape, dtype, observation)
         outputs = self.engine.run(inputs)
         means, log_gate, expert = outputs.get("means"), outputs.get("log_gate"), None
         if means is not None:
@@ -101,7 +101,7 @@ class PolicyRunner:
         return self._chosen.choose(log_gate)
 
 
-def _input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+def checked_input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return an observation with its batch axis, or refuse it; NaN too, which a clip in a graph may hide."""
     if name not in observation:
         raise EngineError(f"observation lacks '{name}'; it holds {', '.join(sorted(observation)) or 'nothing'}")

@@ -24,6 +24,7 @@ class Plan(NamedTuple):
     chunk: ActionChunk
     prediction: Prediction
     received_s: float
+    observation: Mapping[str, np.ndarray]
 
 
 class _Job(NamedTuple):
@@ -166,7 +167,7 @@ class Planner:
                 self._give_up(checked)
                 return
             self._failure = None
-            self._publish(Plan(checked, prediction, job.received_s))
+            self._publish(Plan(checked, prediction, job.received_s, job.arrays))
 
     def _fail(self, job: _Job, error: Exception) -> None:
         """Tell why a prediction failed, unless `reset` was called since the observation."""

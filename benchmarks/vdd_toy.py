@@ -31,8 +31,10 @@ OURS = {"samples": 16, "sigma_min": 0.02, "sigma_max": 0.15, "gate_weight": 0.0,
 OFFICIAL = {"samples": 64, "noise": "clean", "levels": "fixed", "sigma_min": 1e-4, "sigma_max": 1e-4, "gate_weight": 0.0, "gate_floor": 0.0}
 SETTINGS = {
     "ros_vdd": (OURS, LOOP),
-    "clean samples, one level": (OFFICIAL, {**LOOP, "batch_size": 32, "steps": 1200, "learning_rate": 5e-4}),
+    "ros_vdd, spread start": ({**OURS, "initialise": "spread"}, LOOP),
+    "official options": (OFFICIAL, {**LOOP, "batch_size": 32, "learning_rate": 5e-4}),
 }
+"""Options and loop by name; the last has the published toy's: clean unsmoothed queries, 64 samples, batch 32, rate 5e-4."""
 
 
 class ExactTeacher:
@@ -100,6 +102,27 @@ def divergence(means: np.ndarray, stds: np.ndarray, seed: int) -> dict[str, floa
         "kl_p_q": float(np.mean(toy2d.log_prob(truth) - _log_q(truth, means, stds))),
         "modes": len(set(toy2d.nearest(means).tolist())),
     }
+
+
+def draw(results: dict[str, dict], file: Path) -> None:
+    """Draw the true density and the experts of each setting, as ellipses of two standard deviations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import patches, pyplot
+
+    axis = np.linspace(-4, 4, 200)
+    density = np.exp(toy2d.log_prob(np.stack(np.meshgrid(axis, axis), axis=-1)))
+    figure, axes = pyplot.subplots(1, len(results), figsize=(4.6 * len(results), 4.6), squeeze=False)
+    for plot, (name, found) in zip(axes[0], results.items()):
+        plot.contourf(axis, axis, density, levels=12, cmap="Blues")
+        for mean, std in zip(found["means"], found["stds"]):
+            plot.add_patch(patches.Ellipse(mean, *(4 * std), fill=False, color="tab:red", linewidth=1.5))
+            plot.plot(*mean, "+", color="tab:red")
+        plot.set(title=f"{name}: KL(q||p) {found['kl_q_p']:.4f}, {found['modes']} of 8 modes", aspect="equal")
+        plot.title.set_fontsize(9)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
 
 
 def _draw(means, stds, rng):

@@ -66,6 +66,7 @@ def describe(bundle: Bundle, backend: str, latencies_ms: np.ndarray) -> dict:
     """Return the figures of one policy under their stable keys."""
     return {
         "policy": bundle.manifest.name,
+        "policy_folder": bundle.path.name,
         "backend": backend,
         "hardware": hardware(),
         "batch": 1,

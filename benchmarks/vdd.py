@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All of VDD's comparisons: `python benchmarks/vdd.py toy|avoiding|pusht_state --out runs/benchmark` trains, scores, times and draws.
+
+Each run is a command that a user could type; it is printed before it starts. What is finished isn't done again, so the command can be
+stopped and started. `--seeds 1` and `--only vdd em` do less of it. Results: OUT/TASK/results.json, results.md and results.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ros_vdd import cli  # noqa: E402
+from ros_vdd.offline.benchmark import hardware  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Run:
+    """One policy of a comparison.
+
+    `teacher` and `start` name other runs of the same seed; `steps` makes it a teacher's copy with that many sampler steps.
+    """
+
+    name: str
+    config: str = ""
+    set: tuple[str, ...] = ()
+    teacher: str = ""
+    start: str = ""
+    steps: int = 0
+    choices: tuple[str, ...] = ("argmax",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A comparison: where policies are scored, over how many episodes, and the runs in an order that can be trained."""
+
+    env: str
+    episodes: int
+    runs: tuple[Run, ...]
+    seed: int = 100_000
+
+
+def teachers(source: str, counts: tuple[int, ...]) -> tuple[Run, ...]:
+    """Return copies of a teacher with other numbers of sampler steps."""
+    return tuple(Run(f"{source}_{n}", teacher=source, steps=n) for n in counts)
+
+
+DRAWN = ("sample", "gumbel")
+OFFICIAL = (
+    "options.noise=clean", "options.levels=uniform", "options.gate_floor=0.0", "options.initialise=spread", "policy.covariance=full",
+    "policy.spread=1.0", "policy.initial_std=1.0", "options.samples=2",
+)  # fmt: skip
+AVOIDING = Task(
+    "avoiding",
+    480,
+    (
+        Run("teacher", "avoiding_teacher"),
+        *teachers("teacher", (1, 2, 4, 16)),
+        Run("teacher_vp", "avoiding_teacher_vp"),
+        *teachers("teacher_vp", (1,)),
+        Run("em", "avoiding_mixture", choices=DRAWN),
+        Run("imc", "avoiding_imc", choices=DRAWN),
+        Run("vdd", "avoiding_vdd", teacher="teacher", start="em", choices=DRAWN),
+        Run("vdd_vp", "avoiding_vdd_vp", teacher="teacher_vp", start="em", choices=DRAWN),
+        Run("vdd_official", "avoiding_vdd", OFFICIAL, "teacher", choices=DRAWN),
+        Run("vdd_vp_official", "avoiding_vdd_vp", (*OFFICIAL, "options.score_rule=released"), "teacher_vp", choices=DRAWN),
+    ),
+)
+RULES = ("argmax", "sample", "sticky", "gumbel")
+PUSHT_STATE = Task(
+    "pusht_state",
+    50,
+    (
+        Run("teacher", "pusht_state_teacher"),
+        *teachers("teacher", (1, 2, 4, 5, 8, 16)),
+        Run("em", "pusht_state_mixture", choices=RULES),
+        Run("vdd", "pusht_state_vdd", teacher="teacher_5", start="em", choices=RULES),
+    ),
+)
+TASKS = {"avoiding": AVOIDING, "pusht_state": PUSHT_STATE}
+
+
+def main() -> int:
+    """Run a comparison and write its table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["toy", *TASKS])
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each policy (toy: 5 are usual)")
+    parser.add_argument("--data", help="episode store (default: the one that the configurations name)")
+    parser.add_argument("--only", nargs="*", help="names of runs; default all")
+    parser.add_argument("--no-timing", action="store_true", help="leave the times a chunk as they were")
+    args = parser.parse_args()
+    folder = args.out / args.task
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.task == "toy":
+        return toy(folder, args.seeds)
+    task = TASKS[args.task]
+    for seed in range(args.seeds):
+        for run in task.runs:
+            if not args.only or run.name in args.only:
+                perform(task, run, seed, folder, args.data)
+    if not args.no_timing:
+        time_all(task, folder)
+    rows = collect(task, folder)
+    (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    text = table(task, rows)
+    (folder / "results.md").write_text(text, encoding="utf-8")
+    draw(task, rows, folder / "results.png")
+    print(text)
+    return 0
+
+
+def perform(task: Task, run: Run, seed: int, folder: Path, data: str | None) -> None:
+    """Train, export and score one policy, where that isn't done yet."""
+    place = folder / f"{run.name}_{seed}"
+    if not (place / "policy.onnx").exists():
+        if run.steps:
+            command("export", folder / f"{run.teacher}_{seed}", "--steps", run.steps, "--out", place)
+        else:
+            arguments = [run.config, f"seed={seed}", f"name={run.name}", *run.set]
+            arguments += [f"start={folder / f'{run.start}_{seed}'}"] if run.start else []
+            arguments += ["--data", data] if data else []
+            teacher = ["--teacher", folder / f"{run.teacher}_{seed}"] if run.teacher else []
+            command("distill" if teacher else "train", *arguments, *teacher, "--out", place)
+            command("export", place)
+    for choice in run.choices:
+        file = folder / f"{run.name}_{seed}.{choice}.json"
+        if not file.exists():
+            command("evaluate", place, "--env", task.env, "--episodes", task.episodes, "--seed", task.seed, "--choice", choice, "--json", file)
+
+
+def command(*arguments) -> None:
+    """Run a verb of ros-vdd, printed as a user would type it.
+
+    Raises:
+        SystemExit: the verb refused.
+    """
+    line = [str(a) for a in arguments]
+    print("$ ros-vdd " + " ".join(line), flush=True)
+    status = cli.main([*line, *([] if line[0] == "export" else ["--no-progress"])])
+    if status:
+        raise SystemExit(status)
+
+
+def time_all(task: Task, folder: Path) -> None:
+    """Time every policy of the first seed in turn, in one process."""
+    places = [folder / f"{run.name}_0" for run in task.runs if (folder / f"{run.name}_0" / "policy.onnx").exists()]
+    command("benchmark", *places, "--runs", 1000, "--json", folder / "timing.json")
+
+
+def collect(task: Task, folder: Path) -> list[dict]:
+    """Return one row for each policy and rule: means and spreads over the trained seeds."""
+    timing = {}
+    if (folder / "timing.json").exists():
+        timing = {t["policy_folder"]: t for t in json.loads((folder / "timing.json").read_text(encoding="utf-8"))}
+    rows = []
+    for run in task.runs:
+        for choice in run.choices:
+            files = sorted(folder.glob(f"{run.name}_[0-9].{choice}.json"))
+            if files:
+                scored = [json.loads(f.read_text(encoding="utf-8")) for f in files]
+                rows.append(row(run, choice, scored, folder, timing.get(f"{run.name}_0")))
+    return rows
+
+
+def row(run: Run, choice: str, scored: list[dict], folder: Path, timing: dict | None) -> dict:
+    """Return the figures of a policy under a rule."""
+    manifest = yaml.safe_load((folder / f"{run.name}_0" / "policy.yaml").read_text(encoding="utf-8"))
+    spent = [
+        yaml.safe_load((folder / f"{run.name}_{s}" / "policy.yaml").read_text(encoding="utf-8"))["provenance"].get("training_cpu_seconds")
+        for s in range(len(scored))
+    ]
+    made = {
+        "policy": run.name,
+        "choice": choice if manifest["kind"] == "mixture" else "",
+        "seeds": len(scored),
+        "nfe": manifest["nfe"],
+        "parameters": manifest["provenance"].get("parameters"),
+        "training_cpu_seconds": None if run.steps or None in spent else float(np.mean(spent)),
+        "latency_ms": timing and timing["latency_ms"]["p50"],
+    }
+    for key in ("success_rate", "score_mean", "mode_entropy"):
+        values = [s[key] for s in scored]
+        made[key] = None if None in values else [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
+    if made["mode_entropy"]:
+        base = math.log(scored[0]["modes"])
+        made["kl_ways"] = round(float(np.mean([(1 - s["mode_entropy"]) * base for s in scored])), 4)
+    return made
+
+
+def table(task: Task, rows: list[dict]) -> str:
+    """Return the rows as a Markdown table with what they were measured on."""
+    lines = [
+        "| policy | rule | success | score | mode entropy | KL of ways [nats] | NFE | ms a chunk | parameters | training [CPU s] |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        pairs = [("-" if r[k] is None else f"{r[k][0]:.3f} ± {r[k][1]:.3f}") for k in ("success_rate", "score_mean", "mode_entropy")]
+        rest = [
+            "-" if r.get("kl_ways") is None else f"{r['kl_ways']:.3f}",
+            str(r["nfe"]),
+            "-" if r["latency_ms"] is None else f"{r['latency_ms']:.3f}",
+            f"{r['parameters']:,}",
+            "-" if r["training_cpu_seconds"] is None else f"{r['training_cpu_seconds']:.0f}",
+        ]
+        lines.append("| " + " | ".join([r["policy"], r["choice"], *pairs, *rest]) + " |")
+    seeds = max((r["seeds"] for r in rows), default=0)
+    lines += ["", f"{task.env}, {task.episodes} episodes from seed {task.seed}, mean ± standard deviation over {seeds} trainings; {hardware()}.", ""]
+    return "\n".join(lines)
+
+
+def draw(task: Task, rows: list[dict], file: Path) -> None:
+    """Draw what each policy reaches against the time it takes for a chunk."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [("score_mean", "score")] if rows[0]["mode_entropy"] is None else [("success_rate", "success"), ("mode_entropy", "mode entropy")]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.2), squeeze=False)
+    for axis, (key, label) in zip(axes[0], panels):
+        for r in rows:
+            if r["latency_ms"] is None:
+                continue
+            student = bool(r["choice"])
+            name = f"{r['policy']} ({r['choice']})" if student else f"{r['policy']}, NFE {r['nfe']}"
+            mark = {"fmt": "o" if student else "s", "color": "tab:blue" if r["policy"].startswith("vdd") else "tab:gray" if not student else "tab:orange"}
+            axis.errorbar(r["latency_ms"], r[key][0], yerr=r[key][1], capsize=3, **mark)
+            axis.annotate(name, (r["latency_ms"], r[key][0]), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        axis.set(xscale="log", xlabel="time a chunk, median [ms]", ylabel=label, title=task.env)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def toy(folder: Path, seeds: int) -> int:
+    """Train the toy's students, print their figures and draw them."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import vdd_toy
+
+    results = {name: [vdd_toy.train(name, seed) for seed in range(seeds)] for name in vdd_toy.SETTINGS}
+    lines = ["| setting | seed | KL(q‖p) | KL(p‖q) | modes | std | CPU s |", "|---|---|---|---|---|---|---|"]
+    for name, trained in results.items():
+        for seed, r in enumerate(trained):
+            lines.append(f"| {name} | {seed} | {r['kl_q_p']:.4f} | {r['kl_p_q']:.4f} | {r['modes']} of 8 | {r['stds'].mean():.3f} | {r['cpu_seconds']:.1f} |")
+    text = "\n".join([*lines, "", f"{hardware()}.", ""])
+    (folder / "results.md").write_text(text, encoding="utf-8")
+    vdd_toy.draw({name: trained[0] for name, trained in results.items()}, folder / "results.png")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

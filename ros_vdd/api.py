@@ -68,7 +68,7 @@ class LoadedPolicy:
         if observation is not None:
             self._history.add(observation)
         self._actions.clear()
-        self.prediction = self._runner.act(self._history.arrays())
+        self.prediction = self._runner.act(self._history.arrays(), self._history.elapsed())
         return self.prediction.actions
 
     def likelihood(self, observation: Mapping[str, Any] | None, chunk: np.ndarray) -> Likelihood:
@@ -112,6 +112,7 @@ def load(
     temperature: float = 1.0,
     sticky_margin: float = 1.0,
     sticky_steps: int = 2,
+    tolerance: float = 0.5,
     seed: int = 0,
 ) -> LoadedPolicy:
     """Load a policy folder, every file of it checked against its sha256.
@@ -119,10 +120,11 @@ def load(
     Args:
         folder: its path, or a shipped name such as "pusht_vdd".
         backend: engine, see `ros_vdd.backends.names()`.
-        choice: which expert of a mixture acts: argmax, sample, sticky or gumbel.
-        temperature: of sample and gumbel; 1 follows the gate.
+        choice: which expert of a mixture acts: argmax, sample, sticky, gumbel or coherent.
+        temperature: of sample, gumbel and coherent; 1 follows the gate.
         sticky_margin: of sticky, [nats].
         sticky_steps: of sticky, plans in a row.
+        tolerance: of coherent, share of half the joint range by which an action may depart from the plan before.
         seed: of the first episode, until `reset`.
 
     Raises:
@@ -130,5 +132,5 @@ def load(
         PolicyError: the folder is damaged or incomplete.
         EngineError: the engine doesn't exist, isn't installed, or refuses the policy.
     """
-    rule = ChoiceConfig(choice, temperature, sticky_margin, sticky_steps)
+    rule = ChoiceConfig(choice, temperature, sticky_margin, sticky_steps, tolerance)
     return LoadedPolicy(Bundle.open(resources.find("models", str(folder))), backend, rule, seed)

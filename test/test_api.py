@@ -112,6 +112,17 @@ def test_what_is_observed_between_two_chunks_is_seen(policy, seen):
     assert [int(x) for x, _ in seen[-1]] == [3, 4]
 
 
+def test_the_policy_is_told_how_many_ticks_have_passed_since_its_chunk_before(policy, monkeypatch):
+    told, act = [], policy._runner.act
+    monkeypatch.setattr(policy._runner, "act", lambda arrays, elapsed: told.append(elapsed) or act(arrays, elapsed))
+    policy.act(tick(1))
+    policy.observe(tick(2))
+    policy.observe(tick(3))
+    policy.act()
+    policy.act({"images.top": np.stack([PICTURE] * 2), "state": np.array([[1, 0], [2, 0]])})
+    assert told == [1, 2, None]
+
+
 def test_a_whole_history_replaces_what_was_kept(policy, seen):
     policy.act(tick(9))
     policy.act({"images.top": np.stack([PICTURE] * 2), "state": np.array([[1, 0], [2, 0]])})

@@ -112,12 +112,13 @@ def test_argmax_draws_nothing():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_seed_gives_the_same_choices_again(rule):
-    gates = np.random.default_rng(1).normal(size=(40, 4))
+    rng = np.random.default_rng(1)
+    asked = [(rng.normal(size=4), rng.normal(size=(4, 6, 2)), 2) for _ in range(40)]
     choice = ExpertChoice(ChoiceConfig(rule), seed=5)
-    first = [choice.choose(gate) for gate in gates]
+    first = [choice.choose(*a) for a in asked]
     choice.reset(5)
-    assert [choice.choose(gate) for gate in gates] == first
-    assert [ExpertChoice(ChoiceConfig(rule), seed=5).choose(gates[0])] == first[:1]
+    assert [choice.choose(*a) for a in asked] == first
+    assert [ExpertChoice(ChoiceConfig(rule), seed=5).choose(*asked[0])] == first[:1]
 
 
 @pytest.mark.parametrize("rule", ["sample", "sticky", "gumbel"])
@@ -207,13 +208,14 @@ def test_sticky_forgets_its_expert_in_the_next_episode():
 @pytest.mark.parametrize(
     "fields, told",
     [
-        ({"rule": "gumble"}, "'choice' is 'gumble'; available: argmax, gumbel, sample, sticky; did you mean 'gumbel'"),
+        ({"rule": "gumble"}, "'choice' is 'gumble'; available: argmax, coherent, gumbel, sample, sticky; did you mean 'gumbel'"),
         ({"temperature": 0.0}, "'temperature' is 0.0; expected a number above 0"),
         ({"temperature": -1.0}, "'temperature' is -1.0"),
         ({"temperature": np.nan}, "'temperature' is nan"),
         ({"temperature": np.inf}, "'temperature' is inf"),
         ({"sticky_margin": -0.1}, "'sticky_margin' is -0.1.*0 nats or more"),
         ({"sticky_margin": np.nan}, "'sticky_margin' is nan"),
+        ({"tolerance": 0.0}, "'tolerance' is 0.0.*above 0"),
         ({"sticky_steps": 0}, "'sticky_steps' 0.*at least 1 step"),
     ],
 )
@@ -226,3 +228,56 @@ def test_a_rule_tells_the_settings_it_reads():
     assert ChoiceConfig("argmax").settings == {}
     assert ChoiceConfig("gumbel", temperature=0.5).settings == {"temperature": 0.5}
     assert ChoiceConfig("sticky").settings == {"sticky_margin": 1.0, "sticky_steps": 2}
+
+
+EVEN = np.full(2, np.log(0.5))
+
+
+def plans(*levels, horizon=6):
+    """One plan an expert: all of its actions at one level."""
+    return np.array([np.full((horizon, 1), level) for level in levels])
+
+
+def test_coherent_goes_on_with_the_plan_before_even_under_another_number():
+    for seed in range(30):
+        choice = ExpertChoice(ChoiceConfig("coherent", tolerance=0.1), seed)
+        first = choice.choose(EVEN, plans(-1.0, 1.0), 0)
+        assert choice.choose(EVEN, plans(1.0, -1.0), 2) == 1 - first, "the experts have exchanged their plans"
+
+
+def test_coherent_weighs_the_gate_by_the_likelihood_of_what_is_left():
+    """Four of six actions are left, each 0.2 from one plan and 0.6 from the other: odds exp(4 (0.36 - 0.04) / (2 tol^2))."""
+    tolerance, count = 1.5, 4000
+    odds = np.exp(4 * (0.6**2 - 0.2**2) / (2 * tolerance**2))
+    drawn = 0
+    for seed in range(count):
+        choice = ExpertChoice(ChoiceConfig("coherent", tolerance=tolerance), seed)
+        choice.choose(np.array([0.0]), plans(0.0), 0)
+        drawn += choice.choose(EVEN, plans(0.2, 0.6), 2) == 0
+    expected = odds / (1 + odds)
+    assert abs(drawn / count - expected) < 4 * np.sqrt(expected * (1 - expected) / count)
+
+
+def test_coherent_compares_each_action_with_the_one_planned_for_the_same_time():
+    ramp = np.arange(6.0)[:, None]
+    choice = ExpertChoice(ChoiceConfig("coherent", tolerance=0.05), seed=0)
+    choice.choose(np.array([0.0]), ramp[None], 0)
+    late, right = np.vstack([ramp[:4], ramp[-2:]]), np.vstack([ramp[2:], ramp[-2:]])
+    assert choice.choose(EVEN, np.array([late, right]), 2) == 1
+
+
+@pytest.mark.parametrize("elapsed", [0, 6, 100, -3])
+def test_coherent_is_sample_where_nothing_of_the_plan_before_is_left(elapsed):
+    for seed in range(20):
+        coherent, sample = (ExpertChoice(ChoiceConfig(rule, tolerance=0.01), seed) for rule in ("coherent", "sample"))
+        for choice in (coherent, sample):
+            choice.choose(EVEN, plans(-1.0, 1.0), 0)
+        assert coherent.choose(EVEN, plans(1.0, -1.0), elapsed) == sample.choose(EVEN)
+
+
+def test_coherent_forgets_the_plan_with_the_episode():
+    choice, fresh = (ExpertChoice(ChoiceConfig("coherent", tolerance=0.01), 3) for _ in range(2))
+    choice.choose(EVEN, plans(-1.0, 1.0), 0)
+    choice.reset(4)
+    fresh.reset(4)
+    assert choice.choose(EVEN, plans(-1.0, 1.0), 2) == fresh.choose(EVEN, plans(-1.0, 1.0), 2)

@@ -18,7 +18,7 @@ from ros_vdd.runtime.inference import PolicyRunner
 from ros_vdd.streams.spec import robot_from_mapping
 
 STEPS, HORIZON, EXECUTED = 7, 4, 3
-SETTINGS = ("temperature", "sticky_margin", "sticky_steps")
+SETTINGS = ("temperature", "sticky_margin", "sticky_steps", "tolerance")
 
 
 class Env:

@@ -16,13 +16,14 @@ class Runner:
     """Answers with fixed actions, or raises; keeps what it was asked."""
 
     def __init__(self):
-        self.actions, self.error, self.seeds, self.asked = np.zeros((8, 2), np.float32), None, [], []
+        self.actions, self.error, self.seeds, self.asked, self.elapsed = np.zeros((8, 2), np.float32), None, [], [], []
 
     def reset(self, seed):
         self.seeds.append(seed)
 
-    def act(self, arrays):
+    def act(self, arrays, elapsed=None):
         self.asked.append(arrays)
+        self.elapsed.append(elapsed)
         if self.error:
             raise self.error
         return Prediction(self.actions, None, None, 0)
@@ -83,6 +84,17 @@ def test_a_stamp_that_jitters_early_still_counts_as_its_tick():
     robot.observe(T0)
     assert not robot.observe(T0 + (REPLAN - 1) * DT)
     assert robot.observe(T0 + REPLAN * DT - DT // 5)
+
+
+def test_the_policy_is_told_how_many_periods_have_passed_since_its_plan_before():
+    robot = Robot()
+    for step in (0, REPLAN, 2 * REPLAN + 1):
+        robot.observe(T0 + step * DT)
+        robot.mailbox.run()
+    robot.planner.reset()
+    robot.observe(T0 + 99 * DT)
+    robot.mailbox.run()
+    assert robot.runner.elapsed == [None, REPLAN, REPLAN + 1, None]
 
 
 def test_the_newest_observation_wins():

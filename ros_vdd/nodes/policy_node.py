@@ -38,10 +38,11 @@ PARAMETERS = (
     Parameter("policy", "", "policy folder: a path, or the name of a shipped one"),
     Parameter("robot", "", "robot file: a path, or the name of a shipped one; empty for the policy's own"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
-    Parameter("choice", "argmax", "which expert acts; sticky and gumbel commit to one", choices=RULES),
-    Parameter("temperature", 1.0, "of choice sample or gumbel: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
+    Parameter("choice", "argmax", "which expert acts; sticky, gumbel and coherent commit", choices=RULES),
+    Parameter("temperature", 1.0, "of choice sample, gumbel or coherent: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
     Parameter("sticky_margin", 1.0, "of choice sticky: by how much another expert must lead [nats]", 0.0, 100.0),
     Parameter("sticky_steps", 2, "of choice sticky: at how many plans in a row", 1, 1000),
+    Parameter("tolerance", 0.5, "of choice coherent: departure from the plan before, share of half the joint range", 1e-3, 1e3),
     Parameter("seed", 0, "of everything drawn at random in the first episode; each later one adds 1", 0, 2**31 - 1),
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
     Parameter("likelihood", False, "tell on ~/prediction and /diagnostics how likely a mixture holds its plans to be"),
@@ -62,7 +63,7 @@ class PolicyNode(Node):
         parameters = declare(self, PARAMETERS)
         bundle, self._robot = _open_policy(parameters.policy, parameters.robot)
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
-        choice = ChoiceConfig(*(getattr(parameters, name) for name in ("choice", "temperature", "sticky_margin", "sticky_steps")))
+        choice = ChoiceConfig(*(getattr(parameters, name) for name in ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance")))
         runner = PolicyRunner(bundle, backends.load(bundle, parameters.backend), choice, parameters.seed)
         runner.warm_up(_blank(bundle))
         self._monitor = _open_monitor(bundle, parameters.backend) if parameters.likelihood else None

@@ -16,6 +16,7 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=default.temperature, help="sample, gumbel: 1 follows the gate (default), less favours likely experts")
     parser.add_argument("--sticky-margin", type=float, default=default.sticky_margin, help="sticky: lead [nats] that another expert needs (default %(default)g)")
     parser.add_argument("--sticky-steps", type=int, default=default.sticky_steps, help="sticky: at how many choices in a row (default %(default)s)")
+    parser.add_argument("--tolerance", type=float, default=default.tolerance, help="coherent: departure from the plan before, share of half the joint range (default %(default)g)")
 
 
 def choice_of(args: argparse.Namespace) -> ChoiceConfig:
@@ -24,7 +25,7 @@ def choice_of(args: argparse.Namespace) -> ChoiceConfig:
     Raises:
         ConfigError: a setting is outside its range.
     """
-    return ChoiceConfig(args.choice, args.temperature, args.sticky_margin, args.sticky_steps)
+    return ChoiceConfig(args.choice, args.temperature, args.sticky_margin, args.sticky_steps, args.tolerance)
 
 
 def described(choice: ChoiceConfig | None) -> dict[str, Any]:

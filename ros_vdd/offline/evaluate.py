@@ -101,7 +101,7 @@ def episode(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int, r
     """Play one episode: infer, execute `replan_steps` actions, and again; the history starts with the first frame repeated."""
     runner.reset(seed)
     latencies, steps = [], 0
-    for history, prediction in _decisions(env, runner, seed):
+    for history, prediction in _decisions(env, runner, seed, replan_steps):
         latencies.append(prediction.latency_ns)
         for action in prediction.actions[:replan_steps]:
             if recorder is not None:
@@ -114,12 +114,12 @@ def episode(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int, r
     return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies), mode)
 
 
-def _decisions(env: envs.Env, runner: PolicyRunner, seed: int) -> Iterator[tuple[deque, Prediction]]:
+def _decisions(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int) -> Iterator[tuple[deque, Prediction]]:
     first = env.reset(seed)
     history = deque([first] * runner.bundle.n_obs_steps, maxlen=runner.bundle.n_obs_steps)
     while not env.done:
         observation = {name: np.stack([frame[name] for frame in history]) for name in first}
-        yield history, runner.act(observation)
+        yield history, runner.act(observation, replan_steps)
 
 
 def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args: argparse.Namespace) -> dict:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which expert of a mixture acts: four rules outside the graph, each a function of the gate and of a seed.
+"""Which expert of a mixture acts: five rules outside the graph, each a function of the gate and of a seed.
 
     argmax   z = argmax_j log q(j|s)                       nothing is drawn
     sample   z ~ q(.|s)^(1/T), anew at each choice         VDD's own rule (Zhou et al. 2024, arXiv 2406.12538), T = 1
     sticky   z stays until another was likelier by more than `sticky_margin` at `sticky_steps` choices in a row
     gumbel   z = argmax_j log q(j|s)/T + g_j, with noise g_j ~ Gumbel(0, 1) that is drawn once an episode
+    coherent z ~ q(.|s)^(1/T) exp(-1/2 sum_i ((a'_i - mu_zi) / (tolerance r_i))^2), a' what is left of the plan before, r half the
+             range of a joint: among the plans that the gate offers, one that goes on with what was begun
 
-The last two commit, so that a robot doesn't waver between plans. `gumbel` has at each state the same marginal as
-`sample` (Gumbel-max: Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030); freezing the noise is our own.
+The last three commit, so that a robot doesn't waver between plans. `gumbel` has at each state the same marginal as
+`sample` (Gumbel-max: Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030); freezing the noise is our own. `coherent` commits to
+motions, not to an expert's number: the criterion is that of backward coherence (Liu et al. 2024, arXiv 2408.17355), here a weight.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ SETTINGS = {
     "sample": ("temperature",),
     "sticky": ("sticky_margin", "sticky_steps"),
     "gumbel": ("temperature",),
+    "coherent": ("temperature", "tolerance"),
 }
 RULES = tuple(SETTINGS)
 
@@ -33,10 +37,11 @@ class ChoiceConfig:
     """A rule and its settings; a rule ignores the settings of the others.
 
     Args:
-        rule: argmax, sample, sticky or gumbel.
+        rule: argmax, sample, sticky, gumbel or coherent.
         temperature: T above; 1 follows the gate, less prefers likely experts, more evens the gate out.
         sticky_margin: how much likelier another expert must be, [nats].
         sticky_steps: at how many choices in a row.
+        tolerance: standard deviation of an action from the plan before, as a share of half the joint's range.
 
     Raises:
         ConfigError: no such rule, or a setting outside its range.
@@ -46,6 +51,7 @@ class ChoiceConfig:
     temperature: float = 1.0
     sticky_margin: float = 1.0
     sticky_steps: int = 2
+    tolerance: float = 0.5
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -57,6 +63,8 @@ class ChoiceConfig:
                 f"'sticky_margin' is {self.sticky_margin}, 'sticky_steps' {self.sticky_steps}; "
                 "expected a margin of 0 nats or more and at least 1 step"
             )
+        if not 0 < self.tolerance < math.inf:
+            raise ConfigError(f"'tolerance' is {self.tolerance}; expected a share of half the joint range above 0")
 
     @property
     def settings(self) -> dict[str, float | int]:
@@ -79,18 +87,25 @@ class ExpertChoice:
         self._bound = np.random.default_rng([seed, 1])
         self._noise: np.ndarray | None = None
         self._expert: int | None = None
+        self._plan: np.ndarray | None = None
 
-    def choose(self, log_gate: np.ndarray) -> int:
-        """Return the expert for the next plan, from `log q(z|s)` (K,)."""
-        return self._choose(log_gate)
+    def choose(self, log_gate: np.ndarray, plans: np.ndarray | None = None, elapsed: int = 0) -> int:
+        """Return the expert for the next plan.
 
-    def _argmax(self, log_gate: np.ndarray) -> int:
+        Args:
+            log_gate: (K,) log q(z|s).
+            plans: (K, H, A) what the experts propose, in halves of the joints' ranges; only `coherent` looks at them.
+            elapsed: ticks since the choice before; 0 when there was none.
+        """
+        return self._choose(log_gate, plans, elapsed)
+
+    def _argmax(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
         return int(log_gate.argmax())
 
-    def _sample(self, log_gate: np.ndarray) -> int:
+    def _sample(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
         return _draw(_tempered(log_gate, self.config.temperature), self._rng)
 
-    def _sticky(self, log_gate: np.ndarray) -> int:
+    def _sticky(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
         if self._expert is None:
             self._take(_draw(_tempered(log_gate), self._bound), len(log_gate))
             return self._expert
@@ -104,10 +119,20 @@ class ExpertChoice:
     def _take(self, expert: int, experts: int) -> None:
         self._expert, self._led = expert, np.zeros(experts, int)  # for how many choices each has led
 
-    def _gumbel(self, log_gate: np.ndarray) -> int:
+    def _gumbel(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
         if self._noise is None:
             self._noise = self._bound.gumbel(size=len(log_gate))
         return int((_tempered(log_gate, self.config.temperature) + self._noise).argmax())
+
+    def _coherent(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
+        weights = _tempered(log_gate, self.config.temperature)
+        if self._plan is not None and 0 < elapsed < len(self._plan):
+            left = self._plan[elapsed:]
+            weights = weights - 0.5 * np.square((plans[:, : len(left)] - left) / self.config.tolerance).sum(axis=(1, 2))
+            weights -= weights.max()
+        expert = _draw(weights, self._rng)
+        self._plan = np.array(plans[expert])
+        return expert
 
 
 def _tempered(log_gate: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -23,10 +23,17 @@ class History:
     def __init__(self, bundle: Bundle):
         self._shapes = bundle.robot.observation_shapes()
         self._ticks: deque[dict[str, np.ndarray]] = deque(maxlen=bundle.n_obs_steps)
+        self._since: int | None = 0
 
     def reset(self) -> None:
         """Forget everything."""
         self._ticks.clear()
+        self._since = 0
+
+    def elapsed(self) -> int | None:
+        """Return how many ticks were added since this was asked last; None where whole histories leave that open."""
+        since, self._since = self._since, 0
+        return since
 
     def add(self, observation: Mapping[str, Any]) -> None:
         """Take one tick, or replace everything by as many ticks as are kept.
@@ -38,7 +45,9 @@ class History:
         length = self._length(arrays)
         if length is None:
             self._ticks.extend([arrays] * (1 if self._ticks else self._ticks.maxlen))
+            self._since = None if self._since is None else self._since + 1
         else:
+            self._since = None
             self._ticks.extend({name: array[k] for name, array in arrays.items()} for k in range(length))
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -53,6 +53,8 @@ class PolicyRunner:
         self.choice = choice if isinstance(choice, ChoiceConfig) else ChoiceConfig(choice)
         self._chosen = ExpertChoice(self.choice, seed)
         self._inputs, self._past = input_shapes(bundle), PastActions(bundle)
+        action = bundle.robot.action
+        self._half_range = np.maximum(np.subtract(action.upper, action.lower) / 2, 1e-9).astype(np.float32)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -61,8 +63,12 @@ class PolicyRunner:
         self._chosen.reset(seed)
         self._past.reset()
 
-    def act(self, observation: Mapping[str, np.ndarray]) -> Prediction:
+    def act(self, observation: Mapping[str, np.ndarray], elapsed: int | None = None) -> Prediction:
         """Return the chunk for an observation without batch axis, each input `(T, ...)`.
+
+        Args:
+            observation: the inputs by name.
+            elapsed: policy periods since the observation before; None takes the policy's `n_action_steps`.
 
         Raises:
             EngineError: the observation has the wrong names, shapes or types, or it or the answer isn't finite.
@@ -78,7 +84,7 @@ class PolicyRunner:
         means, log_gate, expert = outputs.get("means"), outputs.get("log_gate"), None
         if means is not None:
             log_gate = log_gate[0]
-            expert = self._choose(log_gate)
+            expert = self._choose(log_gate, means[0], self.bundle.n_action_steps if elapsed is None else elapsed)
             actions = means[0, expert]
         else:
             actions = outputs["actions"][0]
@@ -95,10 +101,10 @@ class PolicyRunner:
             self.act(observation)
         self._rng, self._chosen, self._past = kept
 
-    def _choose(self, log_gate: np.ndarray) -> int:
+    def _choose(self, log_gate: np.ndarray, means: np.ndarray, elapsed: int) -> int:
         if not np.isfinite(log_gate).all():
             raise EngineError(f"engine '{self.engine.name}' answered with a gate that isn't finite; it isn't used")
-        return self._chosen.choose(log_gate)
+        return self._chosen.choose(log_gate, means / self._half_range, elapsed)
 
 
 def checked_input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapping[str, np.ndarray]) -> np.ndarray:

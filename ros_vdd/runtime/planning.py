@@ -71,6 +71,7 @@ class Planner:
         self._waiting_since_s: float | None = None  # when a plan became due for which streams hadn't settled
         self._not_ready: NotReady | None = None
         self._failure: Refusal | None = None  # why the newest prediction became no plan
+        self._predicted_ns: int | None = None  # tick of the newest prediction; used by the inference thread only
         self._asked_ns: int | None = None  # tick of the newest observation handed over
         self._epoch, self._epoch_lock, self._reseed = 0, threading.Lock(), threading.Event()
         self._used = False  # whether the seed has served a prediction, so that the next episode takes another
@@ -154,7 +155,10 @@ class Planner:
         if self._reseed.is_set():
             self._reseed.clear()
             self._runner.reset(self._seed)
-        return self._runner.act(job.arrays)
+            self._predicted_ns = None
+        before, self._predicted_ns = self._predicted_ns, job.stamp_ns
+        elapsed = None if before is None else round((job.stamp_ns - before) / self._robot.dt_ns)
+        return self._runner.act(job.arrays, elapsed)
 
     def _check(self, job: _Job, prediction: Prediction) -> None:
         """Publish a prediction, unless the gate refuses it or `reset` was called since the observation."""

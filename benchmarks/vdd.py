@@ -46,7 +46,7 @@ class Task:
     env: str
     episodes: int
     runs: tuple[Run, ...]
-    seed: int = 100_000
+    seed: int = 500_000  # no run was chosen on these
 
 
 def teachers(source: str, counts: tuple[int, ...]) -> tuple[Run, ...]:
@@ -54,11 +54,12 @@ def teachers(source: str, counts: tuple[int, ...]) -> tuple[Run, ...]:
     return tuple(Run(f"{source}_{n}", teacher=source, steps=n) for n in counts)
 
 
-DRAWN = ("sample", "gumbel")
+DRAWN = ("sample", "coherent")
 OFFICIAL = (
-    "options.noise=clean", "options.levels=uniform", "options.gate_floor=0.0", "options.initialise=spread", "policy.covariance=full",
-    "policy.spread=1.0", "policy.initial_std=1.0", "options.samples=2",
+    "start=null", "options.noise=clean", "options.levels=uniform", "options.gate_floor=0.0", "options.likelihood_weight=0.0",
+    "options.samples=2", "policy.covariance=full", "policy.spread=1.0", "policy.initial_std=1.0",
 )  # fmt: skip
+"""The official code's choices; its levels 0.2 to 0.5 are of standardised actions, 0.08 to 0.2 of those normalised here."""
 AVOIDING = Task(
     "avoiding",
     480,
@@ -71,8 +72,8 @@ AVOIDING = Task(
         Run("imc", "avoiding_imc", choices=DRAWN),
         Run("vdd", "avoiding_vdd", teacher="teacher", start="em", choices=DRAWN),
         Run("vdd_vp", "avoiding_vdd_vp", teacher="teacher_vp", start="em", choices=DRAWN),
-        Run("vdd_official", "avoiding_vdd", OFFICIAL, "teacher", choices=DRAWN),
-        Run("vdd_vp_official", "avoiding_vdd_vp", (*OFFICIAL, "options.score_rule=released"), "teacher_vp", choices=DRAWN),
+        Run("vdd_official", "avoiding_vdd", (*OFFICIAL, "options.sigma_min=0.08", "options.sigma_max=0.2"), "teacher", choices=DRAWN),
+        Run("vdd_vp_official", "avoiding_vdd_vp", (*OFFICIAL, "options.sigma_max=0.3", "options.score_rule=released"), "teacher_vp", choices=DRAWN),
     ),
 )
 RULES = ("argmax", "sample", "sticky", "gumbel")

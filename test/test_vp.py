@@ -321,3 +321,13 @@ def test_a_trained_vp_policy_samples_what_it_was_shown(policy):
     after = method.validate(batch, Draws(0))
     assert after["loss"] < before["loss"] / 2
     assert after["action_rmse"] < 0.3 < before["action_rmse"]
+
+
+@pytest.mark.parametrize("law, share", [("log_normal", 0.841), ("uniform", 15 / 32)])
+def test_training_levels_are_those_of_the_grid_by_the_chosen_law(law, share):
+    """P(sigma < 1) is P(N(-1.2, 1.2) < 0) by the log-normal law; 15 of the 32 levels lie there."""
+    config = build(DiffusionConfig, {**toy.NETWORKS["diffusion"], "process": "vp", "vp_steps": 32, "sampler": {"steps": 3}})
+    policy = policies.DiffusionPolicy(toy.BLIND, config)
+    drawn = score_matching.Method(score_matching.Options(vp_levels=law), policy)._levels(20_000, Draws(0))
+    assert set(drawn.tolist()) <= set(policy.levels.tolist())
+    assert (drawn < 1).float().mean().item() == pytest.approx(share, abs=0.03)

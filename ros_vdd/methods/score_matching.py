@@ -2,7 +2,7 @@
 """Train a diffusion teacher by denoising score matching.
 
     VE: L = E w(sigma) || D(a + sigma n; sigma, s) - a ||^2,   w = (sigma^2 + sd^2) / (sigma sd)^2,   ln sigma normal
-    VP: L = E || eps(sqrt(abar_t) a + sqrt(1 - abar_t) n, t, s) - n ||^2,                             t uniform on 0..T-1
+    VP: L = E || eps(sqrt(abar_t) a + sqrt(1 - abar_t) n, t, s) - n ||^2,                             t uniform on 0..T-1, or as VE
 
 Both are one loss, with w = 1 / sigma_t^2 for VP. Padded steps don't count. Source: Karras et al. 2022 (EDM, arXiv 2206.00364),
 equation 2 and table 1; Ho et al. 2020 (DDPM, arXiv 2006.11239), equation 14.
@@ -11,6 +11,7 @@ equation 2 and table 1; Ho et al. 2020 (DDPM, arXiv 2006.11239), equation 14.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,10 +28,15 @@ NEEDS_TEACHER = False
 
 @dataclass(frozen=True)
 class Options:
-    """Training levels of a VE policy: ln sigma ~ N(log_sigma_mean, log_sigma_std), in normalised action units."""
+    """Training levels: ln sigma ~ N(log_sigma_mean, log_sigma_std), in normalised action units.
+
+    `vp_levels`: the steps t of a VP policy are drawn `uniform`, as published, or `log_normal`, each level by its share of the law
+    above: more than half of a cosine schedule's levels drown an action in noise, where there is little to learn.
+    """
 
     log_sigma_mean: float = -1.2
     log_sigma_std: float = 1.2
+    vp_levels: Literal["uniform", "log_normal"] = "uniform"
 
     def __post_init__(self):
         if self.log_sigma_std <= 0:
@@ -54,11 +60,11 @@ class Method:
 
     def _levels(self, count: int, draws: Draws) -> Tensor:
         levels, sampler, options = self.policy.levels, self.policy.config.sampler, self.options
-        if levels is not None:
+        if levels is not None and options.vp_levels == "uniform":
             return levels[draws.integers(len(levels), (count,))]
-        return log_normal_sigmas(
-            count, options.log_sigma_mean, options.log_sigma_std, sampler.sigma_min, sampler.sigma_max, draws
-        )
+        low, high = (sampler.sigma_min, sampler.sigma_max) if levels is None else (levels[0].item(), levels[-1].item())
+        sigma = log_normal_sigmas(count, options.log_sigma_mean, options.log_sigma_std, low, high, draws)
+        return sigma if levels is None else levels[(sigma.log()[:, None] - levels.log()).abs().argmin(dim=1)]
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:

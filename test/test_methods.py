@@ -270,3 +270,30 @@ def test_a_method_that_is_left_nothing_to_train_says_so(configured, tmp_path):
 def test_em_refuses_options_without_meaning(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         em.Options(**wrong)
+
+
+def imc_weights(means, log_gate, actions, eta):
+    """The curriculum of each expert by numpy in float64: softmax over the batch of the log-likelihood over eta plus the log-gate."""
+    log_probs = -0.5 * ((actions[:, None] - means) ** 2).sum(axis=2) - 0.5 * actions.shape[1] * np.log(2 * np.pi)
+    joint = log_probs / eta + log_gate
+    weights = np.exp(joint - joint.max(axis=0))
+    return weights / weights.sum(axis=0), log_probs
+
+
+@pytest.mark.parametrize("eta", [0.5, 4.0])
+def test_imc_weighs_each_demonstration_by_the_experts_own_curriculum(blind, eta):
+    from ros_vdd.methods import imc
+    from ros_vdd.policies.gaussians import Diagonal
+    from ros_vdd.policies.mixture import Mixture
+
+    batch, policy = batch_of(blind), toy.network("mixture")
+    batch["mask"] = torch.ones_like(batch["mask"])
+    mixture = policy.mixture(policy.condition(batch))
+    policy.mixture = lambda condition: Mixture(Diagonal(mixture.means, torch.ones_like(mixture.stds)), mixture.log_gate)
+    loss, figures = imc.Method(imc.Options(eta=eta), policy).loss(batch, Draws(0))
+    chunk = policy.from_chunk(batch["actions"]).double().numpy()
+    weights, log_probs = imc_weights(*(v.detach().double().numpy() for v in (mixture.means, mixture.log_gate)), chunk, eta)
+    assert figures["experts"] == pytest.approx(-(weights * log_probs).sum(axis=0).mean() / chunk.shape[1], rel=1e-4)
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    log_gate = mixture.log_gate.detach().double().numpy()
+    assert figures["gate"] == pytest.approx(-(shares * log_gate).sum(axis=1).mean(), rel=1e-4)

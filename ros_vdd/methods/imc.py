@@ -8,7 +8,7 @@ An expert ignores what it can't represent, so it doesn't average over modes; the
 chooses are not learnt. Spreads stay as they start (`initial_std`), since an expert that may choose its data would shrink.
 
 Source: Blessing et al. 2023 (IMC, arXiv 2303.15349), in the form of the baseline that was reviewed with VDD: eta weighs the
-likelihood, spreads are fixed. Curricula are normalised over the batch (of one process); ln q / D is used for chunks of D numbers.
+likelihood, spreads are fixed. Curricula are normalised over the batch (of one process); the loss is a number of a chunk.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Method:
         """Return the curriculum-weighted negative log-likelihood a number plus the gate's cross-entropy."""
         log_probs, mixture = self._log_probs(batch)
         weights = (log_probs.detach() / self.options.eta + mixture.log_gate.detach()).log_softmax(dim=0)
-        experts = -(weights.exp() * log_probs).sum(dim=0).mean()
+        experts = -(weights.exp() * log_probs).sum(dim=0).mean() / self.policy.chunk_size
         gate = -(weights.softmax(dim=1) * mixture.log_gate).sum(dim=1).mean()
         loss = experts + gate
         return loss, {"loss": loss.item(), "experts": experts.item(), "gate": gate.item(), **usage(mixture.log_gate)}
@@ -72,9 +72,9 @@ class Method:
         return {**figures, "action_rmse": best_expert_rmse(self.policy, batch)}
 
     def _log_probs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Mixture]:
-        """Return ln q(a|s,z) a number `(B, K)`, whose gradient reaches the means alone."""
+        """Return ln q(a|s,z) `(B, K)`, whose gradient reaches the means alone; padded numbers count for nothing."""
         mixture, mask = self.policy.mixture(self.policy.condition(batch)), flat_mask(batch)
         detached = mixture.experts.detach()
         experts = type(detached)(**{**vars(detached), "mean": mixture.experts.mean})
         chunk = self.policy.from_chunk(batch["actions"])
-        return experts.log_prob(chunk[:, None], mask)[:, 0] / mask.sum(dim=1, keepdim=True).clamp(min=1), mixture
+        return experts.log_prob(chunk[:, None], mask)[:, 0], mixture

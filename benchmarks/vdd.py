@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All of VDD's comparisons: `python benchmarks/vdd.py toy|avoiding|pusht_state --out runs/benchmark` trains, scores, times and draws.
+"""All of VDD's comparisons: `python benchmarks/vdd.py toy|probe|avoiding|pusht_state --out runs/benchmark` trains, scores, times and draws.
 
 Each run is a command that a user could type; it is printed before it starts. What is finished isn't done again, so the command can be
 stopped and started. `--seeds 1` and `--only vdd em` do less of it. Results: OUT/TASK/results.json, results.md and results.png.
@@ -27,7 +27,8 @@ from ros_vdd.offline.benchmark import hardware  # noqa: E402
 class Run:
     """One policy of a comparison.
 
-    `teacher` and `start` name other runs of the same seed; `steps` makes it a teacher's copy with that many sampler steps.
+    `teacher` and `start` name other runs of the same seed; `steps` makes it a teacher's copy with that many sampler steps; `replan`
+    actions of a chunk are executed, 0 for the policy's own number.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Run:
     teacher: str = ""
     start: str = ""
     steps: int = 0
+    replan: int = 0
     choices: tuple[str, ...] = ("argmax",)
 
 
@@ -46,15 +48,16 @@ class Task:
     env: str
     episodes: int
     runs: tuple[Run, ...]
-    seed: int = 500_000  # no run was chosen on these
+    seed: int = 500_000  # nothing was chosen on these
 
 
-def teachers(source: str, counts: tuple[int, ...]) -> tuple[Run, ...]:
+def teachers(source: str, counts: tuple[int, ...], replan: int = 0) -> tuple[Run, ...]:
     """Return copies of a teacher with other numbers of sampler steps."""
-    return tuple(Run(f"{source}_{n}", teacher=source, steps=n) for n in counts)
+    return tuple(Run(f"{source}_{n}", teacher=source, steps=n, replan=replan) for n in counts)
 
 
 DRAWN = ("sample", "coherent")
+TEMPERATURES = {"coherent": 0.7}  # the others follow the gate as it is
 OFFICIAL = (
     "start=null", "options.noise=clean", "options.levels=uniform", "options.gate_floor=0.0", "options.likelihood_weight=0.0",
     "options.samples=2", "policy.covariance=full", "policy.spread=1.0", "policy.initial_std=1.0",
@@ -76,16 +79,17 @@ AVOIDING = Task(
         Run("vdd_vp_official", "avoiding_vdd_vp", (*OFFICIAL, "options.sigma_max=0.3", "options.score_rule=released"), "teacher_vp", choices=DRAWN),
     ),
 )
-RULES = ("argmax", "sample", "sticky", "gumbel")
+RULES = ("argmax", "sample", "sticky", "gumbel", "coherent")
 PUSHT_STATE = Task(
     "pusht_state",
     50,
     (
-        Run("teacher", "pusht_state_teacher"),
-        *teachers("teacher", (1, 2, 4, 5, 8, 16)),
+        Run("teacher", "pusht_state_teacher", replan=8),
+        *teachers("teacher", (1, 2, 4, 5, 8, 16), replan=8),
         Run("em", "pusht_state_mixture", choices=RULES),
         Run("vdd", "pusht_state_vdd", teacher="teacher_5", start="em", choices=RULES),
     ),
+    seed=100_000,  # Diffusion Policy's
 )
 TASKS = {"avoiding": AVOIDING, "pusht_state": PUSHT_STATE}
 
@@ -93,7 +97,7 @@ TASKS = {"avoiding": AVOIDING, "pusht_state": PUSHT_STATE}
 def main() -> int:
     """Run a comparison and write its table and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["toy", *TASKS])
+    parser.add_argument("task", choices=["toy", "probe", *TASKS])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each policy (toy: 5 are usual)")
     parser.add_argument("--data", help="episode store (default: the one that the configurations name)")
@@ -104,6 +108,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if args.task == "toy":
         return toy(folder, args.seeds)
+    if args.task == "probe":
+        return probe(folder)
     task = TASKS[args.task]
     for seed in range(args.seeds):
         for run in task.runs:
@@ -136,7 +142,8 @@ def perform(task: Task, run: Run, seed: int, folder: Path, data: str | None) -> 
     for choice in run.choices:
         file = folder / f"{run.name}_{seed}.{choice}.json"
         if not file.exists():
-            command("evaluate", place, "--env", task.env, "--episodes", task.episodes, "--seed", task.seed, "--choice", choice, "--json", file)
+            rule = ["--choice", choice, "--temperature", TEMPERATURES.get(choice, 1.0), "--replan-steps", run.replan]
+            command("evaluate", place, "--env", task.env, "--episodes", task.episodes, "--seed", task.seed, *rule, "--json", file)
 
 
 def command(*arguments) -> None:
@@ -245,7 +252,6 @@ def draw(task: Task, rows: list[dict], file: Path) -> None:
 
 def toy(folder: Path, seeds: int) -> int:
     """Train the toy's students, print their figures and draw them."""
-    sys.path.insert(0, str(Path(__file__).parent))
     import vdd_toy
 
     results = {name: [vdd_toy.train(name, seed) for seed in range(seeds)] for name in vdd_toy.SETTINGS}
@@ -256,6 +262,16 @@ def toy(folder: Path, seeds: int) -> int:
     text = "\n".join([*lines, "", f"{hardware()}.", ""])
     (folder / "results.md").write_text(text, encoding="utf-8")
     vdd_toy.draw({name: trained[0] for name, trained in results.items()}, folder / "results.png")
+    print(text)
+    return 0
+
+
+def probe(folder: Path) -> int:
+    """Train two experts from an exact DDPM teacher by each rule, and print where they rest."""
+    import vdd_probe
+
+    text = f"{vdd_probe.table()}\n\n{hardware()}.\n"
+    (folder / "results.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
 

@@ -23,7 +23,7 @@ def first_choices(seeds=SEEDS, log_gate=LOG_GATE, **config):
     chosen = []
     for seed in seeds:
         choice.reset(seed)
-        chosen.append(choice.choose(log_gate))
+        chosen.append(choice.choose(log_gate, np.zeros((len(log_gate), 1, 1))))
     return np.array(chosen)
 
 
@@ -89,7 +89,7 @@ def test_neighbouring_seeds_are_independent(rule):
     assert independent(table)
 
 
-@pytest.mark.parametrize("rule", ["sticky", "gumbel"])
+@pytest.mark.parametrize("rule", ["sticky", "gumbel", "coherent"])
 def test_what_binds_an_episode_is_independent_of_the_simulators_start(rule):
     """Simulators draw the start from default_rng(seed); a robot that always goes left from the left shows no diversity."""
     left = np.array([np.random.default_rng(seed).random() < 0.5 for seed in SEEDS])
@@ -267,12 +267,13 @@ def test_coherent_compares_each_action_with_the_one_planned_for_the_same_time():
 
 
 @pytest.mark.parametrize("elapsed", [0, 6, 100, -3])
-def test_coherent_is_sample_where_nothing_of_the_plan_before_is_left(elapsed):
-    for seed in range(20):
-        coherent, sample = (ExpertChoice(ChoiceConfig(rule, tolerance=0.01), seed) for rule in ("coherent", "sample"))
-        for choice in (coherent, sample):
-            choice.choose(EVEN, plans(-1.0, 1.0), 0)
-        assert coherent.choose(EVEN, plans(1.0, -1.0), elapsed) == sample.choose(EVEN)
+def test_coherent_follows_the_gate_where_nothing_of_the_plan_before_is_left(elapsed):
+    chosen, levels = [], plans(-1.0, 0.0, 1.0, 2.0)
+    for seed in range(2000):
+        choice = ExpertChoice(ChoiceConfig("coherent", tolerance=0.01), seed)
+        choice.choose(LOG_GATE, levels, 0)
+        chosen.append(choice.choose(LOG_GATE, levels[::-1], elapsed))
+    assert follows(chosen, GATE)
 
 
 def test_coherent_forgets_the_plan_with_the_episode():

@@ -172,6 +172,18 @@ def test_an_answer_that_isnt_finite_is_refused(value, place, mixture, observatio
         PolicyRunner(mixture, engine).act(observation)
 
 
+def test_an_expert_that_isnt_finite_is_refused_before_one_is_chosen(mixture, observation):
+    """`coherent` compares all plans: a NaN among them would make every weight one, and the first expert act."""
+    engine = Mixture()
+    runner = PolicyRunner(mixture, engine, ChoiceConfig("coherent"), seed=1)
+    first, good = runner.act(observation, 1).expert, engine.means
+    engine.means = np.where(np.arange(3)[:, None, None] == (first + 1) % 3, np.nan, good)
+    with pytest.raises(EngineError, match="NaN"):
+        runner.act(observation, 1)
+    engine.means = good
+    assert runner.act(observation, 1).expert == first, "the plan before is still known"
+
+
 def test_a_wrong_choice_is_told(mixture):
     with pytest.raises(ConfigError, match="'choice' is 'argmaxx'.*did you mean 'argmax'"):
         PolicyRunner(mixture, Mixture(), "argmaxx")

@@ -114,6 +114,31 @@ def test_a_prediction_begun_before_a_reset_is_dropped():
     assert robot.plans == []
 
 
+def test_an_observation_from_before_a_reset_uses_nothing_of_the_new_episode():
+    """It would draw the episode's expert, or take the first of its numbers, for a robot that has been put elsewhere since."""
+    robot = Robot()
+    robot.observe(T0)
+    robot.planner.reset()
+    robot.mailbox.run()
+    assert robot.runner.seeds == []
+    robot.observe(T0 + 50 * DT)
+    robot.mailbox.run()
+    assert robot.runner.seeds == [8] and robot.runner.elapsed == [None, None]
+
+
+def test_periods_are_counted_from_the_last_plan_that_was_made():
+    robot = Robot()
+    robot.observe(T0)
+    robot.mailbox.run()
+    robot.runner.error = RuntimeError("out of memory")
+    robot.observe(T0 + REPLAN * DT)
+    robot.mailbox.run()
+    robot.runner.error = None
+    robot.observe(T0 + (REPLAN + 1) * DT)  # its joint state comes first, and asks again about the tick that failed
+    robot.mailbox.run()
+    assert robot.runner.elapsed == [None, REPLAN, REPLAN]
+
+
 def test_a_failure_begun_before_a_reset_is_no_failure_of_the_next_episode():
     robot = Robot()
     robot.runner.error = RuntimeError("out of memory")

@@ -130,7 +130,7 @@ class ExpertChoice:
             left = self._plan[elapsed:]
             weights = weights - 0.5 * np.square((plans[:, : len(left)] - left) / self.config.tolerance).sum(axis=(1, 2))
             weights -= weights.max()
-        expert = _draw(weights, self._rng)
+        expert = _draw(weights, self._bound)
         self._plan = np.array(plans[expert])
         return expert
 

@@ -104,6 +104,8 @@ class PolicyRunner:
     def _choose(self, log_gate: np.ndarray, means: np.ndarray, elapsed: int) -> int:
         if not np.isfinite(log_gate).all():
             raise EngineError(f"engine '{self.engine.name}' answered with a gate that isn't finite; it isn't used")
+        if not np.isfinite(means).all():  # of any expert: `coherent` compares them all, and remembers one
+            raise EngineError(f"engine '{self.engine.name}' answered with NaN or infinity; nothing of it is used")
         return self._chosen.choose(log_gate, means / self._half_range, elapsed)
 
 

@@ -152,13 +152,15 @@ class Planner:
         return last_ns is None or tick_ns < last_ns or tick_ns - last_ns >= self._replan_ns
 
     def _predict(self, job: _Job) -> Prediction:
-        if self._reseed.is_set():
+        if self._reseed.is_set() and job.epoch == self._epoch:  # an older observation must not begin the new episode
             self._reseed.clear()
             self._runner.reset(self._seed)
             self._predicted_ns = None
-        before, self._predicted_ns = self._predicted_ns, job.stamp_ns
+        before = self._predicted_ns
         elapsed = None if before is None else round((job.stamp_ns - before) / self._robot.dt_ns)
-        return self._runner.act(job.arrays, elapsed)
+        prediction = self._runner.act(job.arrays, elapsed)
+        self._predicted_ns = job.stamp_ns
+        return prediction
 
     def _check(self, job: _Job, prediction: Prediction) -> None:
         """Publish a prediction, unless the gate refuses it or `reset` was called since the observation."""

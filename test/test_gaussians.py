@@ -125,3 +125,16 @@ def test_detached_experts_have_no_gradient(kind):
     experts = type(made(kind, 3))(*(v.requires_grad_() for v in vars(made(kind, 3)).values()))
     assert not experts.detach().log_prob(chunks(3)).requires_grad
     assert experts.log_prob(chunks(3)).requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_leaves_factors_and_densities_in_full_precision(kind):
+    """Networks under autocast give bfloat16: what is made of it must be exact, and factorisations know no bfloat16."""
+    rough = type(made(kind, 14))(*(v.to(torch.bfloat16) for v in vars(made(kind, 14)).values()))
+    same, x, sigma = type(rough)(*(v.float() for v in vars(rough).values())), chunks(14, dtype=torch.float32), torch.full((BATCH,), 0.3)
+    noise = torch.randn(BATCH, EXPERTS, 6, same.noise_size, generator=torch.Generator().manual_seed(0))
+    expected = [same.log_prob(x), same.entropy(), same.sample(noise), same.widened(sigma).log_prob(x)]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = [rough.log_prob(x), rough.entropy(), rough.sample(noise), rough.widened(sigma).log_prob(x)]
+    for ours, reference in zip(got, expected):
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-6)

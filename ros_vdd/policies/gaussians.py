@@ -13,7 +13,9 @@ density of what was recorded, with the rest integrated out.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,21 @@ from torch import Tensor
 from ros_vdd.policies import triangular
 
 LOG_2PI = math.log(2 * math.pi)
+
+
+def _in_full(method: Callable) -> Callable:
+    """Compute in float32 under autocast too: factorisations know no bfloat16, and log-densities need more than its three digits."""
+
+    @functools.wraps(method)
+    def computed(self, *inputs: Tensor | None):
+        device = self.mean.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return method(self, *inputs)
+        with torch.autocast(device, enabled=False):
+            exact = type(self)(**{name: value.float() for name, value in vars(self).items()})
+            return method(exact, *(x if x is None else x.float() for x in inputs))
+
+    return computed
 
 
 @dataclass(frozen=True)
@@ -41,20 +58,24 @@ class Diagonal:
         """Return the standard deviation of each number `(B, K, D)`."""
         return self.std
 
+    @_in_full
     def sample(self, noise: Tensor) -> Tensor:
         """Return samples `(B, K, V, D)` from unit noise `(B, K, V, noise_size)`, differentiable in the parameters."""
         return self.mean[:, :, None] + self.std[:, :, None] * noise
 
+    @_in_full
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ln N(x; mean_z, Sigma_z) `(B, M, K)` of chunks `(B, M, D)`; `mask` `(B, D)` is 0 for padding."""
         scaled = (x[:, :, None] - self.mean[:, None]) / self.std[:, None]
         terms = -0.5 * scaled.square() - (self.std.log() + 0.5 * LOG_2PI)[:, None]
         return (terms if mask is None else terms * mask[:, None, None]).sum(dim=-1)
 
+    @_in_full
     def entropy(self) -> Tensor:
         """Return the differential entropy [nats] of each expert `(B, K)`."""
         return self.std.log().sum(dim=-1) + _entropy_of_unit(self.mean)
 
+    @_in_full
     def widened(self, sigma: Tensor) -> Diagonal:
         """Return the experts convolved with N(0, sigma^2 I) for sigma `(B,)`."""
         return Diagonal(self.mean, (self.std.square() + sigma[:, None, None].square()).sqrt())
@@ -80,11 +101,13 @@ class LowRank:
     def stds(self) -> Tensor:
         return (self.std.square() + self.factor.square().sum(dim=-1)).sqrt()
 
+    @_in_full
     def sample(self, noise: Tensor) -> Tensor:
         """Return mean + std n_1 + U n_2 `(B, K, V, D)`, noise = [n_1, n_2]."""
         own, shared = noise[..., : self.mean.shape[-1]], noise[..., self.mean.shape[-1] :]
         return self.mean[:, :, None] + self.std[:, :, None] * own + shared @ self.factor.transpose(-1, -2)
 
+    @_in_full
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ln N(x; mean_z, Sigma_z) `(B, M, K)`; nothing larger than r x r is factorised."""
         counts = torch.ones_like(self.std) if mask is None else mask[:, None].expand_as(self.std)
@@ -97,10 +120,12 @@ class LowRank:
         volume = 2 * (self.std.log() * counts).sum(dim=-1) + _log_det(cholesky)
         return -0.5 * (distance + (volume + LOG_2PI * counts.sum(dim=-1))[..., None]).transpose(1, 2)
 
+    @_in_full
     def entropy(self) -> Tensor:
         inner = torch.linalg.cholesky(_eye_plus(self.factor / self.std[..., None]))
         return self.std.log().sum(dim=-1) + 0.5 * _log_det(inner) + _entropy_of_unit(self.mean)
 
+    @_in_full
     def widened(self, sigma: Tensor) -> LowRank:
         return LowRank(self.mean, (self.std.square() + sigma[:, None, None].square()).sqrt(), self.factor)
 
@@ -123,9 +148,11 @@ class Full:
     def stds(self) -> Tensor:
         return self.cholesky.square().sum(dim=-1).sqrt()
 
+    @_in_full
     def sample(self, noise: Tensor) -> Tensor:
         return self.mean[:, :, None] + noise @ self.cholesky.transpose(-1, -2)
 
+    @_in_full
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ln N(x; mean_z, Sigma_z) `(B, M, K)`; one triangular solve an expert serves all M chunks.
 
@@ -138,9 +165,11 @@ class Full:
         volume = (counts * (2 * diagonal + LOG_2PI)).sum(dim=-1)
         return -0.5 * (distance + volume[..., None]).transpose(1, 2)
 
+    @_in_full
     def entropy(self) -> Tensor:
         return 0.5 * _log_det(self.cholesky) + _entropy_of_unit(self.mean)
 
+    @_in_full
     def widened(self, sigma: Tensor) -> Full:
         noise = sigma[:, None, None].square().expand(self.mean.shape).diag_embed()
         return Full(self.mean, torch.linalg.cholesky(self.cholesky @ self.cholesky.transpose(-1, -2) + noise))

@@ -13,7 +13,7 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     """Declare `--choice` and the settings of the rules."""
     default = ChoiceConfig()
     parser.add_argument("--choice", default=default.rule, choices=RULES, help="how an expert of a mixture is chosen (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=default.temperature, help="sample, gumbel: 1 follows the gate (default), less favours likely experts")
+    parser.add_argument("--temperature", type=float, default=default.temperature, help="sample, gumbel, coherent: 1 follows the gate (default), less favours likely experts")
     parser.add_argument("--sticky-margin", type=float, default=default.sticky_margin, help="sticky: lead [nats] that another expert needs (default %(default)g)")
     parser.add_argument("--sticky-steps", type=int, default=default.sticky_steps, help="sticky: at how many choices in a row (default %(default)s)")
     parser.add_argument("--tolerance", type=float, default=default.tolerance, help="coherent: departure from the plan before, share of half the joint range (default %(default)g)")

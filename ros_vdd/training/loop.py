@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: draw a batch, step, average, log, checkpoint. Every random number of a step is a function of (seed, step), so a run
-that was killed and resumed gives the same weights as one that was not, and several processes those of one (dropout aside)."""
+that was killed and resumed gives the same weights as one that was not, and several processes those of one (but for dropout, and
+imc, which compares rows)."""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ from ros_vdd.offline.benchmark import hardware  # noqa: E402
 class Run:
     """One policy of a comparison.
 
-    `teacher` and `start` name other runs of the same seed; `steps` makes it a teacher's copy with that many sampler steps; `replan`
-    actions of a chunk are executed, 0 for the policy's own number.
+    `teacher` and `start` name other runs of the same seed; `steps` makes it a teacher's copy with that many sampler steps.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Run:
     teacher: str = ""
     start: str = ""
     steps: int = 0
-    replan: int = 0
     choices: tuple[str, ...] = ("argmax",)
 
 
@@ -51,9 +49,9 @@ class Task:
     seed: int = 500_000  # nothing was chosen on these
 
 
-def teachers(source: str, counts: tuple[int, ...], replan: int = 0) -> tuple[Run, ...]:
+def teachers(source: str, counts: tuple[int, ...]) -> tuple[Run, ...]:
     """Return copies of a teacher with other numbers of sampler steps."""
-    return tuple(Run(f"{source}_{n}", teacher=source, steps=n, replan=replan) for n in counts)
+    return tuple(Run(f"{source}_{n}", teacher=source, steps=n) for n in counts)
 
 
 DRAWN = ("sample", "coherent")
@@ -84,10 +82,10 @@ PUSHT_STATE = Task(
     "pusht_state",
     50,
     (
-        Run("teacher", "pusht_state_teacher", replan=8),
-        *teachers("teacher", (1, 2, 4, 5, 8, 16), replan=8),
+        Run("teacher", "pusht_state_teacher"),
+        *teachers("teacher", (1, 2, 4, 8, 16)),
         Run("em", "pusht_state_mixture", choices=RULES),
-        Run("vdd", "pusht_state_vdd", teacher="teacher_5", start="em", choices=RULES),
+        Run("vdd", "pusht_state_vdd", teacher="teacher", start="em", choices=RULES),
     ),
     seed=100_000,  # Diffusion Policy's
 )
@@ -142,7 +140,7 @@ def perform(task: Task, run: Run, seed: int, folder: Path, data: str | None) -> 
     for choice in run.choices:
         file = folder / f"{run.name}_{seed}.{choice}.json"
         if not file.exists():
-            rule = ["--choice", choice, "--temperature", TEMPERATURES.get(choice, 1.0), "--replan-steps", run.replan]
+            rule = ["--choice", choice, "--temperature", TEMPERATURES.get(choice, 1.0)]
             command("evaluate", place, "--env", task.env, "--episodes", task.episodes, "--seed", task.seed, *rule, "--json", file)
 
 

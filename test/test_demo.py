@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,17 @@ def test_mistakes_are_told_before_a_node_starts(words, told, tmp_path, capsys):
 
     assert main(["demo", "--policy", str(write_policy(tmp_path / "walk").path), *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_policy_without_camera_is_refused_before_a_node_starts(tmp_path, capsys):
+    from ros_vdd.cli import main
+
+    walk = write_policy(tmp_path / "walk")
+    blind = replace(walk.manifest, robot={**walk.manifest.robot, "cameras": {}})
+    bundle.write(tmp_path / "blind", blind, {})
+    assert main(["demo", "--policy", str(tmp_path / "blind"), "--env", "pusht_state", "--out", str(tmp_path / "out")]) == 2
+    assert "sees no camera" in (told := capsys.readouterr().err) and "ros-vdd evaluate" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_node_that_dies_ends_the_demo_with_its_last_lines(short_env, tmp_path, capsys):

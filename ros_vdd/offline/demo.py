@@ -55,6 +55,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"'episodes' is {args.episodes}, 'seed' {args.seed}; expected at least 1 and at least 0")
     bundle = Bundle.open(find("models", args.policy))
     backends.require_commands(bundle)
+    if not bundle.robot.cameras:  # told now, not after the episodes
+        raise ConfigError(
+            f"policy '{bundle.path}' sees no camera, whose frames the demo counts; score it with "
+            f"ros-vdd evaluate {args.policy} --env {args.env}"
+        )
     folder = Path(args.out)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"'{folder}' is a file; give --out a folder")

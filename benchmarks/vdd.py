@@ -27,7 +27,8 @@ from ros_vdd.offline.benchmark import hardware  # noqa: E402
 class Run:
     """One policy of a comparison.
 
-    `teacher` and `start` name other runs of the same seed; `steps` makes it a teacher's copy with that many sampler steps.
+    `teacher` and `start` name other runs of the same seed; `steps` makes it a teacher's copy with that many sampler steps; no
+    more than `seeds` trainings are done.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Run:
     teacher: str = ""
     start: str = ""
     steps: int = 0
+    seeds: int = 99
     choices: tuple[str, ...] = ("argmax",)
 
 
@@ -52,6 +54,12 @@ class Task:
 def teachers(source: str, counts: tuple[int, ...]) -> tuple[Run, ...]:
     """Return copies of a teacher with other numbers of sampler steps."""
     return tuple(Run(f"{source}_{n}", teacher=source, steps=n) for n in counts)
+
+
+def ablation(name: str, *changes: str) -> Run:
+    """Return a short training from k-means, so that nothing but the changes differs; one seed."""
+    budget = ("start=null", "options.initialise=kmeans", "loop.steps=2000")
+    return Run(name, "pusht_state_vdd", (*budget, *changes), "teacher", seeds=1, choices=("argmax", "sample"))
 
 
 DRAWN = ("sample", "coherent")
@@ -74,7 +82,7 @@ AVOIDING = Task(
         Run("vdd", "avoiding_vdd", teacher="teacher", start="em", choices=DRAWN),
         Run("vdd_vp", "avoiding_vdd_vp", teacher="teacher_vp", start="em", choices=DRAWN),
         Run("vdd_official", "avoiding_vdd", (*OFFICIAL, "options.sigma_min=0.08", "options.sigma_max=0.2"), "teacher", choices=DRAWN),
-        Run("vdd_vp_official", "avoiding_vdd_vp", (*OFFICIAL, "options.sigma_max=0.3", "options.score_rule=released"), "teacher_vp", choices=DRAWN),
+        Run("vdd_vp_official", "avoiding_vdd_vp", (*OFFICIAL, "options.sigma_max=0.3", "options.score_rule=released"), "teacher_vp", seeds=1, choices=DRAWN),
     ),
 )
 RULES = ("argmax", "sample", "sticky", "gumbel", "coherent")
@@ -86,6 +94,10 @@ PUSHT_STATE = Task(
         *teachers("teacher", (1, 2, 4, 8, 16)),
         Run("em", "pusht_state_mixture", choices=RULES),
         Run("vdd", "pusht_state_vdd", teacher="teacher", start="em", choices=RULES),
+        *(ablation(f"k{k}", f"policy.experts={k}") for k in (1, 4, 8, 16)),
+        ablation("k4_low_rank", "policy.covariance=low_rank"),
+        ablation("k4_clean", "options.noise=clean"),
+        ablation("k4_uniform_levels", "options.levels=uniform"),
     ),
     seed=100_000,  # Diffusion Policy's
 )
@@ -111,7 +123,7 @@ def main() -> int:
     task = TASKS[args.task]
     for seed in range(args.seeds):
         for run in task.runs:
-            if not args.only or run.name in args.only:
+            if seed < run.seeds and (not args.only or run.name in args.only):
                 perform(task, run, seed, folder, args.data)
     if not args.no_timing:
         time_all(task, folder)

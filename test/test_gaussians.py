@@ -131,7 +131,8 @@ def test_detached_experts_have_no_gradient(kind):
 def test_autocast_leaves_factors_and_densities_in_full_precision(kind):
     """Networks under autocast give bfloat16: what is made of it must be exact, and factorisations know no bfloat16."""
     rough = type(made(kind, 14))(*(v.to(torch.bfloat16) for v in vars(made(kind, 14)).values()))
-    same, x, sigma = type(rough)(*(v.float() for v in vars(rough).values())), chunks(14, dtype=torch.float32), torch.full((BATCH,), 0.3)
+    same = type(rough)(*(v.float() for v in vars(rough).values()))
+    x, sigma = chunks(14, dtype=torch.float32), torch.full((BATCH,), 0.3)
     noise = torch.randn(BATCH, EXPERTS, 6, same.noise_size, generator=torch.Generator().manual_seed(0))
     expected = [same.log_prob(x), same.entropy(), same.sample(noise), same.widened(sigma).log_prob(x)]
     with torch.autocast("cpu", torch.bfloat16):

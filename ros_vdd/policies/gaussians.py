@@ -27,7 +27,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def _in_full(method: Callable) -> Callable:
-    """Compute in float32 under autocast too: factorisations know no bfloat16, and log-densities need more than its three digits."""
+    """Compute in float32 under autocast too: factorisations know no bfloat16, log-densities need more than its three digits."""
 
     @functools.wraps(method)
     def computed(self, *inputs: Tensor | None):

@@ -44,9 +44,10 @@ test: $(VENV)/.everything ## all tests
 
 setup: $(VENV)/.everything ## everything into .venv: run time, simulator, training, tests
 
-models: $(VENV)/.everything ## train the shipped policies again: make models DATA=/path/to/pusht_cchi_v7_replay.zarr
-	@test -n "$(DATA)" || { echo 'say where the demonstrations are: make models DATA=/path/to/pusht_cchi_v7_replay.zarr'; exit 1; } >&2
-	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=1 sh config/train/pusht.sh "$(DATA)"
+models: $(VENV)/.everything ## train the shipped policies again; with DATA=/path/to/pusht_cchi_v7_replay.zarr those of PushT too
+	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=1 sh config/train/avoiding.sh
+	@test -n "$(DATA)" || echo 'PushT is left out; say where its demonstrations are: make models DATA=/path/to/pusht_cchi_v7_replay.zarr'
+	test -z "$(DATA)" || PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=1 sh config/train/pusht.sh "$(DATA)"
 
 clean: ## remove .venv and what the demo wrote
 	rm -rf $(VENV) demo build

@@ -2,9 +2,9 @@
 """Simulators behind one protocol, found by file name: `make("pusht")` loads `ros_vdd/envs/pusht.py`.
 
 To add one, add a file with a class `Env` that fulfils the protocol below; `evaluate` and the simulator bridge use it at once,
-and `demo` where it has a camera. A function `demonstrations(seed)` beside it, which yields (arrays, meta) for an episode store,
-serves `ros-vdd convert env:NAME`. Where actions aren't points of the picture, a method `project(actions (..., H, 2))` says where they
-lead, as shares (right, down) of it, for `ros-vdd evaluate --video`.
+and `demo` where it has a camera. A function `demonstrations(seed)` beside it, which yields (arrays, meta) for an episode
+store, serves `ros-vdd convert env:NAME`. Where actions aren't points of the picture, a method `project(actions (..., H, 2))`
+says where they lead, as shares (right, down) of it, for `ros-vdd evaluate --video`.
 """
 
 from __future__ import annotations

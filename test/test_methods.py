@@ -297,3 +297,19 @@ def test_imc_weighs_each_demonstration_by_the_experts_own_curriculum(blind, eta)
     shares = weights / weights.sum(axis=1, keepdims=True)
     log_gate = mixture.log_gate.detach().double().numpy()
     assert figures["gate"] == pytest.approx(-(shares * log_gate).sum(axis=1).mean(), rel=1e-4)
+
+
+def test_imc_doesnt_choose_rows_by_how_much_of_them_was_recorded(blind):
+    """A row that repeats another's actions has the same weight whether its end was recorded or is padding."""
+    from ros_vdd.methods import imc
+
+    batch, policy = batch_of(blind), toy.network("mixture")
+    chunk = torch.zeros_like(policy.from_chunk(batch["actions"]))
+    policy.from_chunk = lambda actions: chunk
+    batch["state"] = batch["state"][:1].expand_as(batch["state"])
+    policy.mixture = lambda condition, real=policy.mixture: real(condition * 0)._replace(
+        experts=type(real(condition).experts)(torch.ones(len(condition), 2, 8), torch.ones(len(condition), 2, 8))
+    )
+    log_probs, _ = imc.Method(imc.Options(), policy)._log_probs(batch)
+    assert batch["mask"].min() == 0
+    torch.testing.assert_close(log_probs, log_probs[:1].expand_as(log_probs))

@@ -72,9 +72,11 @@ class Method:
         return {**figures, "action_rmse": best_expert_rmse(self.policy, batch)}
 
     def _log_probs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Mixture]:
-        """Return ln q(a|s,z) `(B, K)`, whose gradient reaches the means alone; padded numbers count for nothing."""
+        """Return ln q(a|s,z) `(B, K)`, whose gradient reaches the means alone; of a padded chunk that of its recorded part,
+        scaled to a whole one, so that the length of what was recorded favours no row."""
         mixture, mask = self.policy.mixture(self.policy.condition(batch)), flat_mask(batch)
         detached = mixture.experts.detach()
         experts = type(detached)(**{**vars(detached), "mean": mixture.experts.mean})
         chunk = self.policy.from_chunk(batch["actions"])
-        return experts.log_prob(chunk[:, None], mask)[:, 0], mixture
+        whole = chunk.shape[1] / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return experts.log_prob(chunk[:, None], mask)[:, 0] * whole, mixture

@@ -20,7 +20,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from ros_vdd import backends, resources
 from ros_vdd.bundle import Bundle
-from ros_vdd.errors import ConfigError, PolicyError
+from ros_vdd.errors import ConfigError, EngineError, PolicyError
 from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE_QOS, chunk_message, json_message
 from ros_vdd.nodes.parameters import Parameter, declare
 from ros_vdd.nodes.process import publish, run
@@ -119,8 +119,7 @@ class PolicyNode(Node):
         self._chunks += 1
         self._latency_ms.add(latency_ms)
         self._compute_ms.add(compute_ms)
-        if self._monitor is not None:
-            self._figures = self._monitor.look(plan.observation, plan.chunk, plan.prediction)
+        self._look(plan)
         self._expert, log_gate = plan.prediction.expert, plan.prediction.log_gate
         content = {
             "stamp_ns": plan.chunk.stamp_ns,
@@ -131,6 +130,16 @@ class PolicyNode(Node):
             **self._figures,
         }
         publish(self, self._prediction_publisher, json_message(content))
+
+    def _look(self, plan: Plan) -> None:
+        """Ask how likely the plan is; what goes wrong there is told and empties the figures, but never costs a plan."""
+        if self._monitor is None:
+            return
+        try:
+            self._figures = self._monitor.look(plan.observation, plan.chunk, plan.prediction)
+        except EngineError as error:
+            self._figures = dict.fromkeys(FIGURES)
+            self.get_logger().warning(f"the likelihood of a plan can't be told: {error}", throttle_duration_sec=10.0)
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._planner.reset()

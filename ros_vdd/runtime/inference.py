@@ -44,7 +44,7 @@ class PolicyRunner:
         choice: how an expert of a mixture is chosen: a rule, or a rule with its settings. A diffusion policy has no experts.
         seed: of the noise and the draws.
 
-    A window policy is given the actions it returned since `reset`, taken as executed: ask it once a tick.
+    A window policy is given the actions it returned, taken as executed: ask it once a tick. After a gap it begins anew, as after `reset`.
     One thread may call it at a time.
     """
 
@@ -74,6 +74,8 @@ class PolicyRunner:
             EngineError: the observation has the wrong names, shapes or types, or it or the answer isn't finite.
         """
         began = time.monotonic_ns()
+        if elapsed not in (None, 1):  # ticks are missing between what was executed and now
+            self._past.reset()
         inputs = self._past.inputs()
         for name, (shape, dtype) in self._inputs.items():
             if name == "noise":

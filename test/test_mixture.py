@@ -16,6 +16,14 @@ from ros_vdd.policies.gaussians import Diagonal  # noqa: E402
 from ros_vdd.policies.mixture import Mixture, MixtureConfig, MixturePolicy  # noqa: E402
 
 
+@pytest.fixture(params=["mlp", "transformer"])
+def policy(request, monkeypatch):
+    """An untrained mixture of either backbone, with dropout."""
+    sizes = {**toy.NETWORKS["mixture"], "backbone": request.param, "dropout": 0.5}
+    monkeypatch.setitem(toy.NETWORKS, "mixture", sizes)
+    return toy.network("mixture")
+
+
 def draw(size, batch=16, experts=4, seed=0):
     """Return chunks, means, stds and log-gate whose experts lie near enough to compete."""
     rng = np.random.default_rng([seed, size])
@@ -66,8 +74,8 @@ def test_responsibilities_ignore_shifted_logits():
     )
 
 
-def test_gating_ignores_shifted_logits():
-    policy, condition = toy.network("mixture"), torch.randn(3, 4)
+def test_gating_ignores_shifted_logits(policy):
+    condition = torch.randn(3, 4)
     before = policy.mixture(condition).log_gate
     with torch.no_grad():
         policy.gate[-1].bias.add_(7.0)
@@ -85,23 +93,20 @@ def test_masked_numbers_count_for_nothing(padding):
     torch.testing.assert_close(Diagonal(means, stds).log_prob(padded, mask), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_gate_trains_no_parameter_of_the_trunk():
-    policy = toy.network("mixture")
+def test_the_gate_trains_no_parameter_of_the_trunk(policy):
     policy.mixture(torch.randn(3, 4)).log_gate[:, 0].sum().backward()
     touched = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched == {"gate"}
 
 
-def test_the_experts_dont_train_the_gate():
-    policy = toy.network("mixture")
+def test_the_experts_dont_train_the_gate(policy):
     mixture = policy.mixture(torch.randn(3, 4))
     (mixture.means.sum() + mixture.stds.sum()).backward()
     touched = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched == {"trunk", "mean_head", "std_head"}
 
 
-def test_what_the_robot_runs_is_the_mixture_that_was_trained():
-    policy = toy.network("mixture")
+def test_what_the_robot_runs_is_the_mixture_that_was_trained(policy):
     state = {"state": torch.randn(3, 2, 2)}
     mixture = policy.mixture(policy.condition(state))
     means, log_gate = policy(state)
@@ -110,9 +115,10 @@ def test_what_the_robot_runs_is_the_mixture_that_was_trained():
     assert means.shape == (3, 2, 4, 2)
 
 
-def test_experts_start_equally_likely_apart_and_as_wide_as_configured():
+@pytest.mark.parametrize("backbone", ["mlp", "transformer"])
+def test_experts_start_equally_likely_apart_and_as_wide_as_configured(backbone):
     torch.manual_seed(0)
-    config = build(MixtureConfig, {**toy.NETWORKS["mixture"], "initial_std": 0.2})
+    config = build(MixtureConfig, {**toy.NETWORKS["mixture"], "backbone": backbone, "initial_std": 0.2})
     mixture = MixturePolicy(toy.BLIND, config).mixture(torch.randn(3, 4))
     torch.testing.assert_close(mixture.log_gate.exp(), torch.full((3, 2), 0.5))
     torch.testing.assert_close(mixture.stds, torch.full_like(mixture.stds, 0.2))
@@ -121,8 +127,58 @@ def test_experts_start_equally_likely_apart_and_as_wide_as_configured():
     assert torch.equal(poses, poses[:1, :, :1].expand_as(poses)), "an expert starts as one constant pose"
 
 
-def test_no_expert_is_narrower_than_the_configured_least():
-    policy = toy.network("mixture")
+def test_dropout_acts_in_training_only(policy):
+    condition, again = torch.randn(3, 4), lambda: policy.mixture(condition).means
+    assert torch.equal(again(), again())
+    policy.train()
+    assert not torch.equal(again(), again())
+    quiet = policy.steady(condition, policy.mixture(condition))
+    assert policy.training and torch.equal(quiet.means, policy.eval().mixture(condition).means)
+
+
+def ticks(policy):
+    """A robot with a camera: what a tick gives stands together, though pictures and states come one after the other."""
+    rng = torch.Generator().manual_seed(0)
+    return {"features": torch.randn(3, policy.config.n_obs_steps, 2, generator=rng), "state": torch.randn(3, 2, 2, generator=rng)}
+
+
+def test_a_transformer_reads_out_the_newest_observation_and_hears_the_earlier(monkeypatch):
+    monkeypatch.setitem(toy.NETWORKS, "mixture", {**toy.NETWORKS["mixture"], "backbone": "transformer"})
+    policy = toy.network("mixture", toy.SEEING)
+    transformer, seen = policy.trunk.transformer, []
+    transformer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    observation = ticks(policy)
+    means, log_gate = policy(observation)
+    tokens, outputs = seen[0]
+    torch.testing.assert_close(tokens, policy.trunk.enter(policy.ticks(observation)))
+    torch.testing.assert_close(means, policy.to_chunk(policy.mean_head(outputs[:, -1]).reshape(3, 2, -1)))
+    for name in observation:
+        for tick in range(2):
+            moved = {**observation, name: observation[name].clone()}
+            moved[name][:, tick] += 1
+            assert not torch.allclose(policy(moved)[1], log_gate, atol=1e-5), f"{name} of tick {tick} is ignored"
+
+
+def test_a_transformer_hears_the_order_of_the_ticks(monkeypatch):
+    monkeypatch.setitem(toy.NETWORKS, "mixture", {**toy.NETWORKS["mixture"], "backbone": "transformer"})
+    policy, state = toy.network("mixture"), torch.randn(3, 2, 2)
+    assert not torch.allclose(policy({"state": state})[1], policy({"state": state.flip(1)})[1], atol=1e-5)
+
+
+def test_folders_written_before_there_was_a_backbone_still_load():
+    names = {name for name in toy.network("mixture").state_dict() if name.startswith("trunk.")}
+    block = {f"blocks.0.{part}" for part in ("norm", "expand", "project")}
+    assert names == {f"trunk.{part}.{kind}" for part in {"enter", "norm", *block} for kind in ("weight", "bias")}
+
+
+def test_heads_matter_to_a_transformer_only():
+    sizes = {**toy.NETWORKS["mixture"], "heads": 3}
+    assert build(MixtureConfig, sizes).heads == 3
+    with pytest.raises(ConfigError, match="'width' is 16; expected a multiple of 'heads' 3"):
+        build(MixtureConfig, {**sizes, "backbone": "transformer"})
+
+
+def test_no_expert_is_narrower_than_the_configured_least(policy):
     with torch.no_grad():
         policy.std_head.bias.fill_(-1e4)
     stds = policy.mixture(torch.randn(3, 4)).stds

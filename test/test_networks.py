@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="the training stack needs torch")
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.networks.blocks import ConditionedBlock, FourierEmbedding, ResidualBlock  # noqa: E402
 from ros_vdd.networks.mlp import DenoiserMLP, Trunk  # noqa: E402
+from ros_vdd.networks.transformer import WindowTrunk  # noqa: E402
 from ros_vdd.networks.vision import ImageEncoder  # noqa: E402
 
 
@@ -49,10 +50,11 @@ def test_embedding_holds_the_sine_and_cosine_of_each_frequency():
     "network, inputs",
     [
         (Trunk(5, 16, 2), (torch.randn(4, 5),)),
+        (WindowTrunk(3, 5, 16, 2, heads=2), (torch.randn(4, 15),)),
         (DenoiserMLP(6, 5, 16, 2), (torch.randn(4, 6), torch.randn(4), torch.randn(4, 5))),
         (ImageEncoder(16, 24, 3, (4, 8), 8), (torch.randn(4, 3, 16, 24),)),
     ],
-    ids=["trunk", "denoiser", "encoder"],
+    ids=["trunk", "window trunk", "denoiser", "encoder"],
 )
 def test_an_element_doesnt_depend_on_its_batch(network, inputs):
     torch.testing.assert_close(*alone_and_together(randomised(network), *inputs), rtol=1e-4, atol=1e-5)

@@ -256,12 +256,47 @@ def test_a_trained_policy_knows_the_newest_action_from_the_earlier_ones():
     torch.testing.assert_close(estimate, policy.from_chunk(batch["actions"]), rtol=0, atol=0.3)
 
 
-def test_a_window_policy_is_a_teacher(store, tmp_path):
+PER_STEP = {"n_obs_steps": T, "horizon": 1, "n_action_steps": 1}
+
+
+@pytest.mark.parametrize("network, options", [
+    ({"backbone": "mlp"}, {}),
+    ({"backbone": "transformer", "dropout": 0.1, "covariance": "full"}, {"initialise": "teacher", "targets": "teacher"}),
+    ({"backbone": "transformer", "covariance": "low_rank"}, {"initialise": "kmeans", "noise": "clean", "observation_noise": 0.1}),
+])  # fmt: skip
+def test_a_window_policy_is_a_teacher(store, tmp_path, network, options):
     teacher = toy.policy(tmp_path / "teacher", "window")
-    sizes = {**toy.NETWORKS["mixture"], "n_obs_steps": T, "horizon": 1, "n_action_steps": 1}
     values = toy.config("vdd", "mixture", store.root, {"steps": 3}, teacher=str(teacher.path))
-    student = TrainingRun(build(TrainConfig, {**values, "policy": sizes}), str(tmp_path / "student"), progress=False).run()
-    assert student.kind == "mixture" and np.isfinite(student.manifest.provenance["validation"]["loss"])
+    values |= {"policy": {**values["policy"], **PER_STEP, **network}, "options": options}
+    student = TrainingRun(build(TrainConfig, values), str(tmp_path / "student"), progress=False).run()
+    assert np.isfinite(student.manifest.provenance["validation"]["loss"])
+    assert (student.kind, student.past_shape, student.noise_shape) == ("mixture", None, None), "a student remembers nothing"
+    assert export(student, draws=5).manifest.export["parity_max_abs"] < 1e-4
+    runners = [PolicyRunner(student, backends.load(student, name), seed=3) for name in ("eager", "onnxruntime")]
+    for tick in range(2):
+        eager, fast = (runner.act(toy.observation(toy.BLIND, T, seed=tick)).actions for runner in runners)
+        assert eager.shape == (1, A)
+        np.testing.assert_allclose(fast, eager, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong, told", [
+    ({"n_obs_steps": 2}, "'policy.n_obs_steps' is 2.* 3"),
+    ({"horizon": 2}, "'policy.horizon' is 2.* 1"),
+])  # fmt: skip
+def test_a_student_sees_and_plans_what_its_window_teacher_does(store, tmp_path, wrong, told):
+    teacher = toy.policy(tmp_path / "teacher", "window")
+    values = toy.config("vdd", "mixture", store.root, teacher=str(teacher.path))
+    values["policy"] = {**values["policy"], **PER_STEP, **wrong}
+    with pytest.raises(ConfigError, match=told):
+        TrainingRun(build(TrainConfig, values), str(tmp_path / "student"), progress=False).run()
+
+
+def test_a_transformer_learns_chunks_too(store, tmp_path):
+    teacher = toy.policy(tmp_path / "teacher", "diffusion")
+    values = toy.config("vdd", "mixture", store.root, {"steps": 3}, teacher=str(teacher.path))
+    values["policy"] = {**values["policy"], "backbone": "transformer"}
+    student = TrainingRun(build(TrainConfig, values), str(tmp_path / "student"), progress=False).run()
+    assert export(student, draws=5).manifest.export["parity_max_abs"] < 1e-4
 
 
 def test_a_kind_that_the_method_does_not_train_is_refused(store, tmp_path):

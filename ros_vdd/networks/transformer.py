@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A causal pre-norm transformer, and the denoiser's network over a window of observations and actions.
+"""A causal pre-norm transformer; over a window, the denoiser's network and the student's trunk.
 
-Source: Radford et al. 2019 (GPT-2) for the blocks; Reuss et al. 2023 (BESO, arXiv 2304.02532) for the order of the tokens.
+Source: Radford et al. 2019 (GPT-2) for the blocks; Reuss et al. 2023 (BESO, arXiv 2304.02532) for the order of the tokens;
+Zhou et al. 2024 (VDD, arXiv 2406.12538) for the trunk.
 """
 
 from __future__ import annotations
@@ -98,3 +99,23 @@ class WindowTransformer(nn.Module):
         pairs = torch.stack([states, actions], dim=2).flatten(1, 2)  # s1, a1, s2, a2, ...
         hidden = self.transformer(torch.cat([self.level(c_noise)[:, None], pairs], dim=1))
         return self.leave(hidden[:, 2::2]).flatten(1)
+
+
+class WindowTrunk(nn.Module):
+    """Reads the observations of T ticks, `(B, T * F)` -> `(B, width)`: what the transformer says at the newest.
+
+    Args:
+        ticks: T.
+        frame: F, numbers in the features of one tick.
+        width, depth, heads, dropout: as in `CausalTransformer`.
+    """
+
+    def __init__(self, ticks: int, frame: int, width: int, depth: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.ticks = ticks
+        self.enter = nn.Linear(frame, width)
+        self.transformer = CausalTransformer(ticks, width, depth, heads, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features `(B, T * F)`, tick by tick, oldest first, to `(B, width)`."""
+        return self.transformer(self.enter(x.unflatten(1, (self.ticks, -1))))[:, -1]

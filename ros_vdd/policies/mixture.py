@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.mlp import Trunk
+from ros_vdd.networks.transformer import WindowTrunk
 from ros_vdd.policies.gaussians import Diagonal, Full, Gaussians, LowRank
-from ros_vdd.policies.policy import Policy, PolicyConfig, check_network
+from ros_vdd.policies.policy import Policy, PolicyConfig, check_heads, check_network
 from ros_vdd.streams.spec import RobotSpec
 
 
@@ -71,15 +72,18 @@ class MixtureConfig(PolicyConfig):
     """Sizes of the student.
 
     `covariance` of an expert's chunk: independent numbers, `rank` shared directions beside them, or full. `gate` learned, or every
-    expert alike. `spread` is the half width of the experts' starting means, `min_std` the narrowest expert.
+    expert alike. `spread` is the half width of the experts' starting means, `min_std` the narrowest expert. `backbone`: a residual
+    MLP over all observations at once, or a causal transformer over the ticks, of `heads` attention heads, read out at the newest.
     """
 
     experts: int = 4
     covariance: Literal["diagonal", "low_rank", "full"] = "diagonal"
     rank: int = 4
     gate: Literal["learned", "uniform"] = "learned"
+    backbone: Literal["mlp", "transformer"] = "mlp"
     width: int = 512
     depth: int = 3
+    heads: int = 4
     dropout: float = 0.0
     gate_width: int = 128
     spread: float = 0.5
@@ -89,6 +93,8 @@ class MixtureConfig(PolicyConfig):
     def __post_init__(self):
         super().__post_init__()
         check_network(self.width, self.depth, self.dropout)
+        if self.backbone == "transformer":
+            check_heads(self.width, self.heads)
         if self.experts < 1 or self.gate_width < 1 or not 0 < self.min_std < self.initial_std:
             raise ConfigError("'experts' and 'gate_width' must be at least 1 and 0 < 'min_std' < 'initial_std'")
         if self.rank < 1:
@@ -103,7 +109,7 @@ class MixturePolicy(Policy):
     def __init__(self, robot: RobotSpec, config: MixtureConfig):
         super().__init__(robot, config)
         size, experts = self.chunk_size, config.experts
-        self.trunk = Trunk(self.condition_size, config.width, config.depth, config.dropout)
+        self.trunk = self._trunk()
         self.mean_head = nn.Linear(config.width, experts * size)
         self.std_head = nn.Linear(config.width, experts * size)
         if config.gate == "learned":
@@ -116,6 +122,19 @@ class MixturePolicy(Policy):
         if config.covariance == "full":
             self.register_buffer("_below", torch.tril_indices(size, size, -1), persistent=False)
         self._start_spread()
+
+    def _trunk(self) -> nn.Module:
+        config = self.config
+        if config.backbone == "mlp":
+            return Trunk(self.condition_size, config.width, config.depth, config.dropout)
+        frame = self.condition_size // config.n_obs_steps
+        return WindowTrunk(config.n_obs_steps, frame, config.width, config.depth, config.heads, config.dropout)
+
+    def condition(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Turn an observation into features `(B, O)`; for a transformer tick by tick."""
+        if self.config.backbone == "mlp":
+            return super().condition(observation)
+        return self.ticks(observation).flatten(1)
 
     def _start_spread(self) -> None:
         """Experts start as different constant poses, equally likely, `initial_std` wide (VDD code: bias U[-b, b])."""

@@ -57,6 +57,16 @@ def check_network(width: int, depth: int, dropout: float) -> None:
         )
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Refuse attention heads that no transformer has.
+
+    Raises:
+        ConfigError: heads below 1, or a width that isn't a multiple of them.
+    """
+    if heads < 1 or width % heads:
+        raise ConfigError(f"'width' is {width}; expected a multiple of 'heads' {heads}")
+
+
 class Policy(nn.Module):
     """Base of all policies. Subclasses add `kind`, `nfe` and `forward`.
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.transformer import WindowTransformer
 from ros_vdd.policies.diffusion import DiffusionConfig, DiffusionPolicy
+from ros_vdd.policies.policy import check_heads
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class WindowConfig(DiffusionConfig):
             raise ConfigError(
                 f"'n_obs_steps' is {self.n_obs_steps}; a window holds at least 2 ticks (of 1: kind diffusion, horizon 1)"
             )
-        if self.heads < 1 or self.width % self.heads:
-            raise ConfigError(f"'width' is {self.width}; expected a multiple of 'heads' {self.heads}")
+        check_heads(self.width, self.heads)
 
 
 class WindowPolicy(DiffusionPolicy):

@@ -158,6 +158,13 @@ def test_the_samplers_grid_starts_at_the_top_and_holds_known_levels_only(steps):
     assert steps == 1 or grid[-2] == known[0]
 
 
+def test_the_samplers_grid_may_start_below_the_top():
+    known, grid = equivalent_sigmas(16), ddim_sigmas(5, 16, start=3.0)
+    assert grid[0] == max(sigma for sigma in known if sigma <= 3.0) < known[-1] and grid[-2] == known[0]
+    with pytest.raises(ConfigError, match="no more than 2 levels up to 'sampler.start' 0.22"):
+        build(DiffusionConfig, {"process": "vp", "vp_steps": 16, "sampler": {"steps": 3, "start": 0.22}})
+
+
 @pytest.mark.parametrize("steps", [0, 17])
 def test_more_steps_than_levels_are_refused(steps):
     with pytest.raises(ValueError, match="need 1 to 16"):
@@ -248,7 +255,7 @@ def test_export_with_fewer_steps_takes_ddims_grid(folder, tmp_path):
 
 
 def test_export_with_more_steps_than_levels_is_refused_and_writes_nothing(folder, tmp_path):
-    with pytest.raises(ConfigError, match="'sampler.steps' is 9; a VP policy of 'vp_steps' 8"):
+    with pytest.raises(ConfigError, match="'sampler.steps' is 9; a VP policy of 'vp_steps' 8 has no more than 8 levels"):
         resampled(folder, tmp_path / "nine", 9, None)
     assert not (tmp_path / "nine").exists()
 
@@ -289,6 +296,7 @@ def batch_of(policy, count=64):
 
 def test_score_matching_of_a_vp_policy_is_the_plain_error_of_epsilon(policy):
     """With eps = 0 the loss is the mean square of the noise that counts, at every level."""
+    policy.denoiser.sigma_data = None  # the network is epsilon itself
     with torch.no_grad():
         for parameter in policy.denoiser.network.leave.parameters():
             parameter.zero_()
@@ -331,3 +339,34 @@ def test_training_levels_are_those_of_the_grid_by_the_chosen_law(law, share):
     drawn = score_matching.Method(score_matching.Options(vp_levels=law), policy)._levels(20_000, Draws(0))
     assert set(drawn.tolist()) <= set(policy.levels.tolist())
     assert (drawn < 1).float().mean().item() == pytest.approx(share, abs=0.03)
+
+
+def test_a_preconditioned_network_that_answers_nothing_is_the_denoiser_of_gaussian_data():
+    """F = 0 leaves eps of N(0, sd^2) data, whose denoiser is c_skip x, c_skip = sd^2 / (sigma^2 + sd^2) (EDM table 1)."""
+
+    class Nothing(torch.nn.Module):
+        def forward(self, x, time, condition):
+            return torch.zeros_like(x)
+
+    vp, x = VpDenoiser(Nothing(), 16, sigma_data=0.5).double(), torch.linspace(-3, 3, 16, dtype=torch.float64)[:, None]
+    sigma = vp.levels.double()
+    expected = 0.25 / (sigma[:, None] ** 2 + 0.25) * x
+    torch.testing.assert_close(vp(x, sigma, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_error_of_a_preconditioned_network_weighs_as_in_edm():
+    """D changes by c_out times the change of F, c_out = sigma sd / sqrt(sigma^2 + sd^2)."""
+
+    class Constant(torch.nn.Module):
+        value = 0.0
+
+        def forward(self, x, time, condition):
+            assert x.square().mean() < 40, "its input has about unit size at every level"
+            return torch.full_like(x, self.value)
+
+    vp, x = VpDenoiser(Constant(), 16, sigma_data=0.5).double(), torch.zeros(16, 1, dtype=torch.float64)
+    sigma = vp.levels.double()
+    before = vp(x, sigma, x)
+    Constant.value = 1.0
+    change = (before - vp(x, sigma, x))[:, 0]
+    torch.testing.assert_close(change, sigma * 0.5 / (sigma**2 + 0.25).sqrt(), rtol=1e-4, atol=1e-4)

@@ -40,17 +40,19 @@ def equivalent_sigmas(steps: int) -> list[float]:
     return [math.sqrt((1 - bar) / bar) for bar in cosine_alpha_bars(steps)]
 
 
-def ddim_sigmas(steps: int, train_steps: int) -> list[float]:
-    """Return the sampler's grid: `steps` of the levels, evenly spread over t from the top one down to t = 0, then 0.
+def ddim_sigmas(steps: int, train_steps: int, start: float = math.inf) -> list[float]:
+    """Return the sampler's grid: `steps` of the levels up to `start`, evenly spread over t from the highest down to t = 0, then 0.
 
-    Euler's rule on this grid is DDIM with eta = 0.
+    Euler's rule on this grid is DDIM with eta = 0. The top level of a cosine schedule is far above any data; an epsilon network's
+    clean estimate there is junk, so starting lower, at several times the spread of the data, loses nothing.
 
     Raises:
-        ValueError: steps below 1 or above `train_steps`, the levels that there are.
+        ValueError: steps below 1 or above the number of levels up to `start`.
     """
-    if not 1 <= steps <= train_steps:
-        raise ValueError(f"steps={steps}: need 1 to {train_steps}, the levels that the network was trained at")
-    levels, last = equivalent_sigmas(train_steps), train_steps - 1
+    levels = [sigma for sigma in equivalent_sigmas(train_steps) if sigma <= start]
+    if not 1 <= steps <= len(levels):
+        raise ValueError(f"steps={steps}: need 1 to {len(levels)}, the levels up to {start:g} that the network was trained at")
+    last = len(levels) - 1
     chosen = [last - round(i * last / max(steps - 1, 1)) for i in range(steps)]
     return [*(levels[t] for t in chosen), 0.0]
 
@@ -60,14 +62,21 @@ class VpDenoiser(nn.Module):
 
     The network knows only the levels of its grid: every `sigma` is taken as the nearest of `levels` (in ln sigma).
 
+    With `sigma_data` the network F is preconditioned as in EDM, written for epsilon: what a Gaussian of that width would answer comes
+    from a formula, F answers the rest. Without, F must copy its input to within 1 / sigma at high levels, which an MLP doesn't.
+
+        eps = sqrt(1 - abar) / v x_vp + sqrt(abar / v) sd F(x_vp / sqrt(v), t / T, s),     v = abar sd^2 + 1 - abar
+
     Args:
-        network: maps (x_vp `(B, D)`, t / T `(B,)`, condition `(B, O)`) to epsilon `(B, D)`.
+        network: maps (x_vp `(B, D)`, t / T `(B,)`, condition `(B, O)`) to epsilon `(B, D)`, or F's input to F.
         steps: T.
+        sigma_data: standard deviation of normalised actions, sd; None where the network is epsilon itself.
     """
 
-    def __init__(self, network: nn.Module, steps: int):
+    def __init__(self, network: nn.Module, steps: int, sigma_data: float | None = None):
         super().__init__()
         self.network = network
+        self.sigma_data = sigma_data
         self.register_buffer("levels", torch.tensor(equivalent_sigmas(steps)), persistent=False)
         self.register_buffer("alpha_bars", torch.tensor(cosine_alpha_bars(steps)), persistent=False)
 
@@ -104,4 +113,10 @@ class VpDenoiser(nn.Module):
         return self.alpha_bars[t].sqrt()[:, None] * x
 
     def _epsilon(self, x_vp: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        return self.network(x_vp, t.to(x_vp.dtype) / len(self.levels), condition)
+        time = t.to(x_vp.dtype) / len(self.levels)
+        if self.sigma_data is None:
+            return self.network(x_vp, time, condition)
+        bar = self.alpha_bars[t][:, None]
+        variance = bar * self.sigma_data**2 + 1 - bar
+        rest = (bar / variance).sqrt() * self.sigma_data * self.network(x_vp / variance.sqrt(), time, condition)
+        return (1 - bar).sqrt() / variance * x_vp + rest

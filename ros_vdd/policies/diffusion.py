@@ -7,6 +7,7 @@ the denoiser, `ros_vdd.diffusion.vp` for DDPM. Differs from the first: an MLP ov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ros_vdd.diffusion.denoiser import Denoiser
 from ros_vdd.diffusion.sampling import SOLVERS, evaluations
 from ros_vdd.diffusion.schedule import karras_sigmas
-from ros_vdd.diffusion.vp import VpDenoiser, ddim_sigmas
+from ros_vdd.diffusion.vp import VpDenoiser, ddim_sigmas, equivalent_sigmas
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.mlp import DenoiserMLP
 from ros_vdd.policies.policy import Policy, PolicyConfig, check_network
@@ -28,7 +29,8 @@ from ros_vdd.streams.spec import RobotSpec
 class SamplerConfig:
     """The deterministic sampler; levels in normalised action units.
 
-    A VP policy takes `steps` of its own levels, the top one first; `sigma_min`, `sigma_max` and `rho` are for VE.
+    A VP policy takes `steps` of its own levels, beginning at the highest up to `start` (None: the top one); `sigma_min`, `sigma_max` and
+    `rho` are for VE.
     """
 
     solver: Literal["euler", "heun"] = "euler"
@@ -36,6 +38,7 @@ class SamplerConfig:
     sigma_min: float = 0.01
     sigma_max: float = 20.0
     rho: float = 7.0
+    start: float | None = None
 
     def __post_init__(self):
         if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max or self.rho <= 0:
@@ -46,8 +49,8 @@ class SamplerConfig:
 class DiffusionConfig(PolicyConfig):
     """Network, noise process and sampler of a diffusion policy.
 
-    `process`: "ve" is EDM with any noise level, `sigma_data` the standard deviation of its normalised actions; "vp" is DDPM with
-    `vp_steps` (T) discrete levels.
+    `process`: "ve" is EDM with any noise level; "vp" is DDPM with `vp_steps` (T) discrete levels. `sigma_data`: standard deviation of
+    normalised actions.
     """
 
     width: int = 256
@@ -78,8 +81,11 @@ def check_vp_sampler(sampler: SamplerConfig, vp_steps: int) -> None:
     Raises:
         ConfigError: more steps than levels, or Heun's rule.
     """
-    if sampler.steps > vp_steps:
-        raise ConfigError(f"'sampler.steps' is {sampler.steps}; a VP policy of 'vp_steps' {vp_steps} has no more levels")
+    start = math.inf if sampler.start is None else sampler.start
+    levels = sum(sigma <= start for sigma in equivalent_sigmas(vp_steps))
+    if sampler.steps > levels:
+        below = "" if sampler.start is None else f" up to 'sampler.start' {start:g}"
+        raise ConfigError(f"'sampler.steps' is {sampler.steps}; a VP policy of 'vp_steps' {vp_steps} has no more than {levels} levels{below}")
     if sampler.solver != "euler":
         raise ConfigError(f"'sampler.solver' is '{sampler.solver}'; a VP policy samples by 'euler', which is DDIM")
 
@@ -92,7 +98,7 @@ class DiffusionPolicy(Policy):
     def __init__(self, robot: RobotSpec, config: DiffusionConfig):
         super().__init__(robot, config)
         network = self._network()
-        self.denoiser = VpDenoiser(network, config.vp_steps) if config.process == "vp" else Denoiser(network, config.sigma_data)
+        self.denoiser = VpDenoiser(network, config.vp_steps, config.sigma_data) if config.process == "vp" else Denoiser(network, config.sigma_data)
 
     def _network(self) -> nn.Module:
         config = self.config
@@ -147,7 +153,7 @@ class DiffusionPolicy(Policy):
         how = sampler or self.config.sampler
         if self.config.process == "vp":
             check_vp_sampler(how, self.config.vp_steps)
-            sigmas = ddim_sigmas(how.steps, self.config.vp_steps)
+            sigmas = ddim_sigmas(how.steps, self.config.vp_steps, math.inf if how.start is None else how.start)
         else:
             sigmas = karras_sigmas(how.steps, how.sigma_min, how.sigma_max, how.rho)
         return SOLVERS[how.solver](lambda x, s: self._ask(self.denoiser, x, s, context), noise, sigmas, bound=1.0)

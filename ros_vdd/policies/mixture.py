@@ -71,9 +71,10 @@ class Likelihood(NamedTuple):
 class MixtureConfig(PolicyConfig):
     """Sizes of the student.
 
-    `covariance` of an expert's chunk: independent numbers, `rank` shared directions beside them, or full. `gate` learned, or every
-    expert alike. `spread` is the half width of the experts' starting means, `min_std` the narrowest expert. `backbone`: a residual
-    MLP over all observations at once, or a causal transformer over the ticks, of `heads` attention heads, read out at the newest.
+    `covariance` of an expert's chunk: independent numbers, `rank` shared directions beside them, or full. `gate` learned, or
+    every expert alike. `spread` is the half width of the experts' starting means, `min_std` the narrowest expert. `backbone`: a
+    residual MLP over all observations at once, or a causal transformer over the ticks, of `heads` attention heads, read out at the
+    newest.
     """
 
     experts: int = 4

@@ -74,7 +74,7 @@ AVOIDING = Task(
     480,
     (
         Run("teacher", "avoiding_teacher"),
-        *teachers("teacher", (1, 2, 4, 16)),
+        *teachers("teacher", (1, 2, 4, 8)),
         Run("teacher_vp", "avoiding_teacher_vp"),
         *teachers("teacher_vp", (1,)),
         Run("em", "avoiding_mixture", choices=DRAWN),

@@ -221,8 +221,8 @@ def test_a_wrong_source_is_told_and_leaves_no_store(arguments, error, told, tmp_
 
 def test_an_environment_without_demonstrations_says_which_have_some(tmp_path, monkeypatch):
     (tmp_path / "bare_env.py").write_text("class Env:\n    robot = 'pusht'\n")
-    (tmp_path / "lab").mkdir()
-    (tmp_path / "bare_env.py").rename(tmp_path / "lab" / "bare.py")
+    (tmp_path / "bare_lab").mkdir()
+    (tmp_path / "bare_env.py").rename(tmp_path / "bare_lab" / "bare.py")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(EnvError, match="'lab.bare' has no demonstrations of its own; available: avoiding"):
-        envs.demonstrations("lab.bare")
+    with pytest.raises(EnvError, match="'bare_lab.bare' has no demonstrations of its own; available: avoiding"):
+        envs.demonstrations("bare_lab.bare")

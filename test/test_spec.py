@@ -172,5 +172,56 @@ def test_fingerprint_and_difference_tell_what_must_agree(old, new, told):
 
 
 def test_unknown_robot_lists_the_shipped_ones():
-    with pytest.raises(ConfigError, match="available: example_arm, pusht; did you mean 'pusht'"):
+    with pytest.raises(ConfigError, match="available: .*example_arm, pusht, .*; did you mean 'pusht'"):
         load_robot("pushed")
+
+
+def _turning(**fields):
+    arm = {"topic": "joint_states", "joints": ["lift", "wrist"], "unit": "rad", "max_age_s": 0.5, **fields}
+    base = {"topic": "odom", "joints": ["x", "y"], "unit": "m", "max_age_s": 0.5}
+    plain = {
+        "name": "turning",
+        "rate_hz": 10.0,
+        "cameras": {},
+        "states": {"base": base, "arm": arm},
+        "action": {"topic": "command", "joints": ["lift"], "unit": "rad", "lower": [-1.0], "upper": [1.0], "command_rate_hz": 10.0},
+        "safe_action": {"kind": "stop", "stale_chunk_s": 1.0},
+    }
+    return robot_from_mapping(plain)
+
+
+def test_angles_are_the_positions_of_continuous_joints():
+    robot = _turning(continuous=["wrist"], fields=["velocity", "position"])
+    assert robot.angles == (5,), "base x, y; velocities of lift and wrist; positions of lift and wrist"
+    assert _turning().angles == ()
+
+
+def test_a_continuous_joint_is_part_of_what_must_agree_and_changes_no_fingerprint_without_one():
+    assert "continuous" not in str(_turning().contract())
+    assert _turning().fingerprint() != _turning(continuous=["wrist"]).fingerprint()
+    assert _turning(continuous=["wrist"]).difference(_turning()) == ["states[1].continuous: ['wrist'] here, absent there"]
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({"continuous": ["wirst"]}, "'continuous' names joint 'wirst'; .*did you mean 'wrist'"),
+        ({"continuous": ["wrist"], "unit": "deg"}, "only an angle in rad turns without end"),
+        ({"continuous": ["wrist", "wrist"]}, "'continuous' names 'wrist' twice"),
+    ],
+)
+def test_continuous_joints_without_meaning_are_refused(fields, told):
+    with pytest.raises(ConfigError, match=told):
+        _turning(**fields)
+
+
+def test_policies_see_cosine_and_sine_of_a_continuous_joint():
+    torch = pytest.importorskip("torch", reason="the training stack needs torch")
+    from ros_vdd.policies.mixture import MixtureConfig, MixturePolicy
+
+    policy = MixturePolicy(_turning(continuous=["wrist"]), MixtureConfig(n_obs_steps=1, horizon=2, n_action_steps=1, width=8, depth=1))
+    state = torch.tensor([[[0.1, 0.2, 0.3, 0.01]], [[0.1, 0.2, 0.3, 6.2731853]]])  # 0.01 on either side of 2 pi
+    seen = policy.condition({"state": state})
+    assert seen.shape == (2, policy.condition_size) == (2, 5)
+    torch.testing.assert_close(seen[0], torch.tensor([0.1, 0.2, 0.3, 0.99995, 0.0099998]))
+    torch.testing.assert_close(seen[1], torch.tensor([0.1, 0.2, 0.3, 0.99995, -0.01]), rtol=1e-3, atol=1e-5)

@@ -237,27 +237,27 @@ def table(task: Task, rows: list[dict]) -> str:
 
 
 def draw(task: Task, rows: list[dict], file: Path) -> None:
-    """Draw what each policy reaches against the time it takes for a chunk."""
+    """Draw what each policy reaches, mean and standard deviation over its trainings, one bar a policy and rule."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = [("score_mean", "score")] if rows[0]["mode_entropy"] is None else [("success_rate", "success"), ("mode_entropy", "mode entropy")]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.2), squeeze=False)
-    for axis, (key, label) in zip(axes[0], panels):
-        for r in rows:
-            if r["latency_ms"] is None:
-                continue
-            student = bool(r["choice"])
-            name = f"{r['policy']} ({r['choice']})" if student else f"{r['policy']}, NFE {r['nfe']}"
-            mark = {"fmt": "o" if student else "s", "color": "tab:blue" if r["policy"].startswith("vdd") else "tab:gray" if not student else "tab:orange"}
-            axis.errorbar(r["latency_ms"], r[key][0], yerr=r[key][1], capsize=3, **mark)
-            axis.annotate(name, (r["latency_ms"], r[key][0]), xytext=(5, 4), textcoords="offset points", fontsize=7)
-        axis.set(xscale="log", xlabel="time a chunk, median [ms]", ylabel=label, title=task.env)
-        axis.grid(alpha=0.3)
+    panels = [("success_rate", "success"), ("score_mean", "score")]
+    if rows[0]["mode_entropy"] is not None:
+        panels[1] = ("mode_entropy", "mode entropy")
+    names = [f"{r['policy']} ({r['choice']})" if r["choice"] else f"{r['policy']}, {r['nfe']} evaluations" for r in rows]
+    colours = ["tab:blue" if r["policy"].startswith("vdd") else "tab:orange" if r["choice"] else "0.6" for r in rows]
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 0.8 + 0.27 * len(rows)), sharey=True)
+    for axis, (key, label) in zip(axes, panels):
+        axis.barh(names, [r[key][0] for r in rows], xerr=[r[key][1] for r in rows], color=colours, error_kw={"elinewidth": 0.8})
+        axis.set(xlim=(0, 1.05), xlabel=label)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    axes[0].tick_params(axis="y", labelsize=8)
+    figure.suptitle(f"{task.env}: teachers grey, mixtures without a teacher orange, VDD blue", fontsize=10)
     figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=100)
 
 
 def toy(folder: Path, seeds: int) -> int:

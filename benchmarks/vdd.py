@@ -247,7 +247,7 @@ def draw(task: Task, rows: list[dict], file: Path) -> None:
     if rows[0]["mode_entropy"] is not None:
         panels[1] = ("mode_entropy", "mode entropy")
     names = [f"{r['policy']} ({r['choice']})" if r["choice"] else f"{r['policy']}, {r['nfe']} evaluations" for r in rows]
-    colours = ["tab:blue" if r["policy"].startswith("vdd") else "tab:orange" if r["choice"] else "0.6" for r in rows]
+    colours = ["0.6" if not r["choice"] else "tab:orange" if r["policy"] in ("em", "imc") else "tab:blue" for r in rows]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 0.8 + 0.27 * len(rows)), sharey=True)
     for axis, (key, label) in zip(axes, panels):
         axis.barh(names, [r[key][0] for r in rows], xerr=[r[key][1] for r in rows], color=colours, error_kw={"elinewidth": 0.8})

@@ -225,3 +225,12 @@ def test_engines_agree_on_every_input(exported):
     for name in eager:
         np.testing.assert_allclose(fast[name], eager[name], rtol=0, atol=1e-4)
         assert fast[name].dtype == eager[name].dtype == np.float32
+
+
+def test_a_graph_names_no_folder_of_the_machine_that_exported_it(tmp_path):
+    from pathlib import Path
+
+    bundle = export(toy.policy(tmp_path / "policy", "mixture"), draws=1)
+    for file in ("policy.onnx", "likelihood.onnx"):
+        graph = bundle.file(file).read_bytes()
+        assert b"stack_trace" not in graph and str(Path(__file__).parents[1]).encode() not in graph

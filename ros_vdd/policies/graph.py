@@ -77,9 +77,24 @@ def _export(module: _Positional, example: Mapping[str, np.ndarray], outputs: lis
         )
         path = Path(folder) / "policy.onnx"
         program.save(str(path), external_data=False)
-        graph = path.read_bytes()
+        graph = without_traces(path.read_bytes())
     _require_plain(graph)
     return graph
+
+
+def without_traces(graph: bytes) -> bytes:
+    """Return a graph without the exporter's stack traces, which name folders of the machine that it ran on."""
+    import onnx
+
+    model = onnx.load_model_from_string(graph)
+    for part in (model.graph, *model.functions):
+        del part.metadata_props[:]
+        for value in (*getattr(part, "input", ()), *getattr(part, "output", ()), *part.value_info):
+            if not isinstance(value, str):
+                del value.metadata_props[:]
+        for node in _nodes(part):
+            del node.metadata_props[:]
+    return model.SerializeToString()
 
 
 def _require_plain(graph: bytes) -> None:

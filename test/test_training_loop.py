@@ -14,11 +14,6 @@ from ros_vdd.methods import em  # noqa: E402
 from ros_vdd.offline.training_run import TrainingRun  # noqa: E402
 from ros_vdd.training import checkpoint  # noqa: E402
 from ros_vdd.training.config import TrainConfig  # noqa: E402
-from ros_vdd.training.loop import Loop  # noqa: E402
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +23,6 @@ def data(tmp_path_factory):
 
 def train(data, out, loop=None):
     return TrainingRun(build(TrainConfig, toy.config("em", "mixture", data, loop)), str(out), progress=False).run()
-
-
-def train_until(step, data, out, loop=None):
-    """Train, and be killed when this step is about to begin."""
-    real = Loop.step
-
-    def dying(self, now):
-        if now == step:
-            raise Killed
-        return real(self, now)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Loop, "step", dying)
-        train(data, out, loop)
 
 
 @pytest.fixture
@@ -58,7 +39,8 @@ def prepared(monkeypatch):
 
 
 def test_a_method_prepares_a_fresh_run_once_and_a_resumed_one_never(prepared, data, tmp_path):
-    train_until(3, data, tmp_path / "policy")
+    with toy.killed_before(3):
+        train(data, tmp_path / "policy")
     train(data, tmp_path / "policy")
     assert len(prepared) == 1
     count, shape, _ = prepared[0]
@@ -66,7 +48,8 @@ def test_a_method_prepares_a_fresh_run_once_and_a_resumed_one_never(prepared, da
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_prepared_alike_again(prepared, data, tmp_path):
-    train_until(1, data, tmp_path / "policy")
+    with toy.killed_before(1):
+        train(data, tmp_path / "policy")
     train(data, tmp_path / "policy")
     assert len(prepared) == 2 and prepared[0] == prepared[1]
 
@@ -84,7 +67,8 @@ def test_averaged_weights_begin_at_what_was_prepared(prepared, data, tmp_path, m
 def test_cpu_time_is_told_and_goes_on_over_a_kill(data, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr("time.process_time", lambda: float(next(clock)))
-    train_until(3, data, tmp_path / "policy")  # checkpoint after 2 steps of 10 s
+    with toy.killed_before(3):  # checkpoint after 2 steps of 10 s
+        train(data, tmp_path / "policy")
     provenance = train(data, tmp_path / "policy").manifest.provenance
     assert provenance["training_cpu_seconds"] == 60.0
     assert provenance["processes"] == 1 and provenance["device"] in ("cpu", "cuda")
@@ -119,7 +103,8 @@ def test_a_changed_cpu_time_is_damage(tmp_path):
 
 def test_another_device_may_continue_a_run(data, tmp_path):
     train(data, tmp_path / "unbroken", {"device": "cpu"})
-    train_until(3, data, tmp_path / "policy", {"device": "auto", "compile": False})
+    with toy.killed_before(3):
+        train(data, tmp_path / "policy", {"device": "auto", "compile": False})
     train(data, tmp_path / "policy", {"device": "cpu"})
     if not torch.cuda.is_available():
         one, other = ((tmp_path / n / "weights.safetensors").read_bytes() for n in ("unbroken", "policy"))

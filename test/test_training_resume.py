@@ -21,13 +21,8 @@ from ros_vdd.data.episodes import EpisodeWriter  # noqa: E402
 from ros_vdd.errors import ConfigError, DataError, PolicyError, RosVddError  # noqa: E402
 from ros_vdd.offline.training_run import TrainingRun  # noqa: E402
 from ros_vdd.training.config import LoopConfig, TrainConfig  # noqa: E402
-from ros_vdd.training.loop import Loop  # noqa: E402
 
 STEPS = 6  # logs at every step, checkpoints at 2, 4, 6, validation at 3 and 6
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +54,6 @@ def train(config, out):
     return TrainingRun(config, str(out), progress=False).run()
 
 
-def train_until(step, config, out):
-    """Train, and be killed when this step is about to begin."""
-    real = Loop.step
-
-    def dying(self, now):
-        if now == step:
-            raise Killed
-        return real(self, now)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Loop, "step", dying)
-        train(config, out)
-
-
 def checkpoint_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.training") / "checkpoint.safetensors"
 
@@ -94,7 +75,8 @@ def test_a_run_killed_at_any_step_ends_as_the_unbroken_one(name, configured, tmp
     assert {"train.csv", "validation.csv", "weights.safetensors"} < expected.keys()
     for step in range(1, STEPS):
         out = tmp_path / f"killed{step}"
-        train_until(step, config, out)
+        with toy.killed_before(step):
+            train(config, out)
         train(config, out)
         got = result(out)
         assert got.keys() == expected.keys()
@@ -105,7 +87,8 @@ def test_a_run_killed_twice_ends_as_the_unbroken_one(configured, tmp_path):
     config = configured()
     train(config, tmp_path / "unbroken")
     for step in (3, 5):
-        train_until(step, config, tmp_path / "killed")
+        with toy.killed_before(step):
+            train(config, tmp_path / "killed")
     train(config, tmp_path / "killed")
     assert result(tmp_path / "killed") == result(tmp_path / "unbroken")
 
@@ -138,8 +121,8 @@ def test_a_process_that_is_really_killed_resumes(configured, stores, tmp_path):
 def test_a_run_killed_after_its_last_step_still_tells_its_validation(configured, tmp_path):
     config, validate = configured(), lambda bundle: bundle.manifest.provenance["validation"]
     unbroken = validate(train(config, tmp_path / "unbroken"))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(TrainingRun, "_write", lambda *arguments: (_ for _ in ()).throw(Killed))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(toy.Killed):
+        patch.setattr(TrainingRun, "_write", lambda *arguments: (_ for _ in ()).throw(toy.Killed))
         train(config, tmp_path / "killed")
     assert validate(train(config, tmp_path / "killed")) == unbroken
 
@@ -150,14 +133,16 @@ def test_a_run_killed_after_its_last_step_still_tells_its_validation(configured,
     ids=["loop", "seed", "options"],
 )
 def test_a_changed_configuration_refuses_the_checkpoint(change, configured, tmp_path):
-    train_until(3, configured(), tmp_path / "policy")
+    with toy.killed_before(3):
+        train(configured(), tmp_path / "policy")
     with pytest.raises(DataError, match="belongs to another configuration.*choose another --out"):
         train(configured(**change), tmp_path / "policy")
 
 
 def test_a_grown_store_refuses_the_checkpoint(configured, tmp_path):
     store = toy.store(tmp_path / "store")
-    train_until(3, configured(data=store.root), tmp_path / "policy")
+    with toy.killed_before(3):
+        train(configured(data=store.root), tmp_path / "policy")
     EpisodeWriter(store.root, toy.BLIND).add(toy.arrays(toy.BLIND, 5, np.random.default_rng(7)), {})
     with pytest.raises(DataError, match="belongs to another configuration, data set"):
         train(configured(data=store.root), tmp_path / "policy")
@@ -166,7 +151,8 @@ def test_a_grown_store_refuses_the_checkpoint(configured, tmp_path):
 def test_a_retrained_start_refuses_the_checkpoint(configured, tmp_path):
     train(configured(seed=1), tmp_path / "start")
     config = configured(start=str(tmp_path / "start"))
-    train_until(3, config, tmp_path / "policy")
+    with toy.killed_before(3):
+        train(config, tmp_path / "policy")
     checkpoint_of(tmp_path / "start").unlink()
     train(configured(seed=2), tmp_path / "start")
     with pytest.raises(DataError, match="belongs to another"):
@@ -174,7 +160,8 @@ def test_a_retrained_start_refuses_the_checkpoint(configured, tmp_path):
 
 
 def test_a_truncated_checkpoint_is_refused(configured, tmp_path):
-    train_until(3, configured(), tmp_path / "policy")
+    with toy.killed_before(3):
+        train(configured(), tmp_path / "policy")
     path = checkpoint_of(tmp_path / "policy")
     whole = path.read_bytes()
     for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
@@ -184,7 +171,8 @@ def test_a_truncated_checkpoint_is_refused(configured, tmp_path):
 
 
 def test_a_checkpoint_with_one_byte_changed_is_refused(configured, tmp_path):
-    train_until(3, configured(), tmp_path / "policy")
+    with toy.killed_before(3):
+        train(configured(), tmp_path / "policy")
     path = checkpoint_of(tmp_path / "policy")
     whole = path.read_bytes()
     for position in np.linspace(0, len(whole) - 1, 15).astype(int):
@@ -195,7 +183,8 @@ def test_a_checkpoint_with_one_byte_changed_is_refused(configured, tmp_path):
 
 def test_a_half_written_checkpoint_beside_the_good_one_does_no_harm(configured, tmp_path):
     train(configured(), tmp_path / "unbroken")
-    train_until(3, configured(), tmp_path / "policy")
+    with toy.killed_before(3):
+        train(configured(), tmp_path / "policy")
     checkpoint_of(tmp_path / "policy").with_suffix(".partial").write_bytes(b"half")
     train(configured(), tmp_path / "policy")
     assert result(tmp_path / "policy") == result(tmp_path / "unbroken")
@@ -203,7 +192,8 @@ def test_a_half_written_checkpoint_beside_the_good_one_does_no_harm(configured, 
 
 def test_logs_of_a_run_without_a_checkpoint_are_begun_anew(configured, tmp_path):
     """Its columns may be another method's."""
-    train_until(1, configured("score_matching"), tmp_path / "policy")
+    with toy.killed_before(1):
+        train(configured("score_matching"), tmp_path / "policy")
     train(configured("em"), tmp_path / "policy")
     rows = (checkpoint_of(tmp_path / "policy").parent / "train.csv").read_text().split()
     assert "gate_entropy" in rows[0] and len(rows) == 1 + STEPS
@@ -211,7 +201,8 @@ def test_logs_of_a_run_without_a_checkpoint_are_begun_anew(configured, tmp_path)
 
 def test_a_torn_last_row_of_a_log_is_dropped(configured, tmp_path):
     train(configured(), tmp_path / "unbroken")
-    train_until(3, configured(), tmp_path / "policy")
+    with toy.killed_before(3):
+        train(configured(), tmp_path / "policy")
     with (checkpoint_of(tmp_path / "policy").parent / "train.csv").open("a") as stream:
         stream.write("1")  # of a row for step 1000, say
     train(configured(), tmp_path / "policy")

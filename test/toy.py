@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ros_vdd import bundle
 from ros_vdd.data.episodes import EpisodeStore, EpisodeWriter
@@ -99,6 +102,27 @@ def config(method: str, kind: str, data: Path, loop: dict | None = None, **field
         "validation_fraction": 0.25,
         **fields,
     }
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+@contextmanager
+def killed_before(step: int) -> Iterator[None]:
+    """Let the training inside be killed when this step is about to begin."""
+    from ros_vdd.training.loop import Loop
+
+    real = Loop.step
+
+    def dying(self, now):
+        if now == step:
+            raise Killed
+        return real(self, now)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Loop, "step", dying)
+        yield
 
 
 def network(kind: str, robot: RobotSpec = BLIND, seed: int = 0):

@@ -13,21 +13,30 @@ from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import DataError
 from ros_vdd.policies.mixture import MixturePolicy
 
-START_SAMPLES = 4096
-"""Chunks that k-means looks at, spread evenly over the data."""
-_BLOCK, _STARTS = 256, 8
+_SAMPLES, _BLOCK, _STARTS = 4096, 256, 8
 
 
-def chunk_clusters(
-    policy: MixturePolicy, data, draws: Draws, count: int, chunks: Callable[[dict], Tensor] | None = None
-) -> Tensor:
+@torch.no_grad()
+def start_experts(
+    policy: MixturePolicy, initialise: str, data, draws: Draws, chunks: Callable[[dict], Tensor] | None = None
+) -> None:
+    """Let the experts begin where `initialise` says: "spread" leaves them where they are, anything else takes `chunk_clusters`.
+
+    Raises:
+        ConfigError: the experts were trained before.
+        DataError: there are fewer chunks than experts.
+    """
+    if initialise != "spread":
+        policy.begin_at(chunk_clusters(policy, data, draws, chunks))
+
+
+def chunk_clusters(policy: MixturePolicy, data, draws: Draws, chunks: Callable[[dict], Tensor] | None = None) -> Tensor:
     """Return k-means centres `(K, D)` of normalised chunks: the best of 8 k-means++ starts.
 
     Args:
         policy: whose K and units are used.
-        data: batches by index.
+        data: batches by index; 4096 chunks at most are looked at, spread evenly over it.
         draws: decides the start.
-        count: most chunks to look at.
         chunks: gives chunks `(B, D)` for a batch; None takes the recorded ones.
 
     Raises:
@@ -35,7 +44,7 @@ def chunk_clusters(
     """
     from scipy.cluster.vq import kmeans2
 
-    indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int))
+    indices = np.unique(np.linspace(0, len(data) - 1, min(_SAMPLES, len(data))).astype(int))
     if len(indices) < policy.config.experts:
         raise DataError(f"{len(indices)} windows are too few for the k-means of {policy.config.experts} experts; use fewer experts")
     take = chunks or (lambda batch: policy.from_chunk(batch["actions"]))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._start import START_SAMPLES, chunk_clusters
+from ros_vdd.methods._start import start_experts
 from ros_vdd.methods.em import best_expert_rmse, flat_mask, usage
 from ros_vdd.policies.mixture import Mixture, MixturePolicy
 
@@ -50,11 +50,9 @@ class Method:
     def __init__(self, options: Options, policy: MixturePolicy, teacher: None = None):
         self.options, self.policy = options, policy
 
-    @torch.no_grad()
     def prepare(self, data, draws: Draws) -> None:
         """Put the experts where `initialise` says, before the first step."""
-        if self.options.initialise == "kmeans":
-            self.policy.begin_at(chunk_clusters(self.policy, data, draws, START_SAMPLES))
+        start_experts(self.policy, self.options.initialise, data, draws)
 
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 1.0) -> tuple[Tensor, dict]:
         """Return the curriculum-weighted negative log-likelihood a number plus the gate's cross-entropy."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.schedule import log_uniform_sigmas
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._start import START_SAMPLES, chunk_clusters
+from ros_vdd.methods._start import start_experts
 from ros_vdd.methods.em import best_expert_rmse, flat_mask, usage
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.mixture import Mixture, MixturePolicy
@@ -79,15 +79,14 @@ class Method:
         self._grid = None if teacher.levels is None else _between(teacher.levels, options.sigma_min, options.sigma_max)
         self._score = teacher.score if options.score_rule == "corrected" else teacher.released_score
 
-    @torch.no_grad()
     def prepare(self, data, draws: Draws) -> None:
         """Put the experts where `initialise` says, before the first step."""
-        if self.options.initialise == "spread":
-            return
-        chunks = None
-        if self.options.initialise == "teacher":
-            chunks = lambda batch: self._sampled(self.teacher.context(batch), draws)  # noqa: E731
-        self.policy.begin_at(chunk_clusters(self.policy, data, draws, START_SAMPLES, chunks))
+
+        def sampled(batch: dict[str, Tensor]) -> Tensor:
+            return self._sampled(self.teacher.context(batch), draws)
+
+        chunks = sampled if self.options.initialise == "teacher" else None
+        start_experts(self.policy, self.options.initialise, data, draws, chunks)
 
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return expert_weight L_experts + gate_weight L_gate + likelihood_weight L_EM."""

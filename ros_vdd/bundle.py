@@ -25,7 +25,7 @@ from ros_vdd.errors import ConfigError, PolicyError, suggest
 from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
 
 FORMAT = "ros_vdd/policy/1"
-SAMPLED = ("diffusion", "window")
+SAMPLED = ("diffusion", "window", "mode")
 """The kinds that denoise with a sampler: they take noise, and can be teachers."""
 MANIFEST, WEIGHTS, SUMS = "policy.yaml", "weights.safetensors", "SHA256SUMS"
 GRAPH, LIKELIHOOD = "policy.onnx", "likelihood.onnx"
@@ -36,7 +36,7 @@ class Manifest:
     """The contents of `policy.yaml`."""
 
     name: str
-    kind: Literal["diffusion", "window", "mixture", "encoder"]
+    kind: Literal["diffusion", "window", "mode", "mixture", "encoder"]
     robot: dict[str, Any]
     network: dict[str, Any]
     n_obs_steps: int
@@ -108,8 +108,9 @@ class Bundle:
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the observation inputs by name, each `(n_obs_steps, ...)`, images as uint8 and state as float32."""
-        return {name: (self.n_obs_steps, *shape) for name, shape in self.robot.observation_shapes().items()}
+        """Return the observation inputs by name: images as uint8 and state as float32 `(n_obs_steps, ...)`, "goal" float32 `(G,)`."""
+        shapes = {name: (self.n_obs_steps, *shape) for name, shape in self.robot.observation_shapes().items()}
+        return shapes | ({"goal": (self.robot.goal_size,)} if self.robot.goal else {})
 
     def file(self, name: str, remedy: str = "") -> Path:
         """Return the path of a file in the folder.

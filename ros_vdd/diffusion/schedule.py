@@ -32,6 +32,17 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     return [sigma_max, *between, *([sigma_min] if steps > 1 else []), 0.0]
 
 
+def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """Return the grid of `steps + 1` levels from sigma_max down to sigma_min in equal ratios, then 0.
+
+    It is the limit of `karras_sigmas` for an endless rho. Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), released configuration.
+    """
+    if steps < 1 or not 0 < sigma_min < sigma_max:
+        raise ValueError(f"steps={steps}, sigma_min={sigma_min}, sigma_max={sigma_max}: need steps >= 1 and 0 < min < max")
+    ratio = (sigma_min / sigma_max) ** (1 / max(steps - 1, 1))
+    return [sigma_max, *(sigma_max * ratio**i for i in range(1, steps - 1)), *([sigma_min] if steps > 1 else []), 0.0]
+
+
 def log_normal_sigmas(
     count: int, mean: float, std: float, sigma_min: float, sigma_max: float, draws: Draws
 ) -> Tensor:

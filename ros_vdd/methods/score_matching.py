@@ -22,7 +22,7 @@ from ros_vdd.errors import ConfigError
 from ros_vdd.policies.diffusion import DiffusionPolicy
 
 KIND = "diffusion"
-KINDS = ("diffusion", "window")
+KINDS = ("diffusion", "window", "mode")
 NEEDS_TEACHER = False
 
 
@@ -56,7 +56,9 @@ class Method:
         noised = clean + sigma[:, None] * draws.normal(clean.shape)
         estimate, weight = self.policy.restore(noised, sigma, batch)
         loss = (weight[:, None] * mask * (estimate - clean).square()).sum() / draws.total(mask.sum())
-        return loss, {"loss": loss.item()}
+        figures = {"loss": loss.item(), **self.policy.figures()}
+        extra = self.policy.regularisation()
+        return (loss if extra is None else loss + extra), figures
 
     def _levels(self, count: int, draws: Draws) -> Tensor:
         levels, sampler, options = self.policy.levels, self.policy.config.sampler, self.options

@@ -9,12 +9,14 @@ from ros_vdd.errors import PolicyError
 from ros_vdd.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from ros_vdd.policies.encoder import EncoderConfig, EncoderPolicy
 from ros_vdd.policies.mixture import MixtureConfig, MixturePolicy
+from ros_vdd.policies.mode import ModeConfig, ModePolicy
 from ros_vdd.policies.policy import Policy
 from ros_vdd.policies.window import WindowConfig, WindowPolicy
 
 KINDS = {
     "diffusion": (DiffusionPolicy, DiffusionConfig),
     "window": (WindowPolicy, WindowConfig),
+    "mode": (ModePolicy, ModeConfig),
     "mixture": (MixturePolicy, MixtureConfig),
     "encoder": (EncoderPolicy, EncoderConfig),
 }
@@ -56,6 +58,6 @@ def manifest(policy: Policy, name: str, **fields) -> Manifest:
         horizon=config.horizon,
         n_action_steps=config.n_action_steps,
         nfe=policy.nfe,
-        experts=getattr(config, "experts", None),
+        experts=config.experts if policy.kind == "mixture" else None,
         **fields,
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ros_vdd.diffusion.denoiser import Denoiser
 from ros_vdd.diffusion.sampling import SOLVERS, evaluations
-from ros_vdd.diffusion.schedule import karras_sigmas
+from ros_vdd.diffusion.schedule import exponential_sigmas, karras_sigmas
 from ros_vdd.diffusion.vp import VpDenoiser, ddim_sigmas, equivalent_sigmas
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.mlp import DenoiserMLP
@@ -29,8 +29,9 @@ from ros_vdd.streams.spec import RobotSpec
 class SamplerConfig:
     """The deterministic sampler; levels in normalised action units.
 
-    A VP policy takes `steps` of its own levels, beginning at the highest up to `start` (None: the top one); `sigma_min`, `sigma_max` and
-    `rho` are for VE.
+    A VP policy takes `steps` of its own levels, beginning at the highest up to `start` (None: the top one); `sigma_min`, `sigma_max`,
+    `spacing` and `rho` are for VE. `spacing`: "karras" with `rho`, or "exponential", in equal ratios. `clip` cuts every clean estimate
+    to the range of the recorded actions.
     """
 
     solver: Literal["euler", "heun"] = "euler"
@@ -39,10 +40,18 @@ class SamplerConfig:
     sigma_max: float = 20.0
     rho: float = 7.0
     start: float | None = None
+    spacing: Literal["karras", "exponential"] = "karras"
+    clip: bool = True
 
     def __post_init__(self):
         if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max or self.rho <= 0:
             raise ConfigError("'steps' must be at least 1, 0 < 'sigma_min' < 'sigma_max' and 'rho' above 0")
+
+    def levels(self) -> list[float]:
+        """Return the levels of a VE policy, highest first, then 0."""
+        if self.spacing == "exponential":
+            return exponential_sigmas(self.steps, self.sigma_min, self.sigma_max)
+        return karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,14 @@ class DiffusionPolicy(Policy):
         """Return the clean estimate `(B, N)` of noised `targets` at levels sigma `(B,)`, and each level's loss weight `(B,)`."""
         return self.denoiser(noised, sigma, self.condition(batch)), self.denoiser.loss_weight(sigma)
 
+    def regularisation(self) -> Tensor | None:
+        """Return what a network adds to its loss for its own sake, after a training pass; None for nothing."""
+        return None
+
+    def figures(self) -> dict[str, float]:
+        """Return what a network tells of its last training pass, for the log."""
+        return {}
+
     def sample(self, context: Tensor, noise: Tensor, sampler: SamplerConfig | None = None) -> Tensor:
         """Denoise unit noise `(B, D)` under a context `(B, C)` to a normalised flat chunk `(B, D)` in [-1, 1]."""
         how = sampler or self.config.sampler
@@ -155,8 +172,9 @@ class DiffusionPolicy(Policy):
             check_vp_sampler(how, self.config.vp_steps)
             sigmas = ddim_sigmas(how.steps, self.config.vp_steps, math.inf if how.start is None else how.start)
         else:
-            sigmas = karras_sigmas(how.steps, how.sigma_min, how.sigma_max, how.rho)
-        return SOLVERS[how.solver](lambda x, s: self._ask(self.denoiser, x, s, context), noise, sigmas, bound=1.0)
+            sigmas = how.levels()
+        bound = 1.0 if how.clip else None
+        return SOLVERS[how.solver](lambda x, s: self._ask(self.denoiser, x, s, context), noise, sigmas, bound)
 
     @property
     def noise_shape(self) -> tuple[int, int]:

@@ -136,6 +136,25 @@ def test_dropout_acts_in_training_only(policy):
     assert policy.training and torch.equal(quiet.means, policy.eval().mixture(condition).means)
 
 
+def test_the_mixture_without_dropout_trains_the_gate_alone(policy):
+    policy.train()
+    condition = torch.randn(3, 4)
+    quiet = policy.steady(condition, policy.mixture(condition))
+    (quiet.means.sum() + quiet.stds.sum() + quiet.log_gate[:, 0].sum()).backward()
+    assert {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None} == {"gate"}
+
+
+def test_the_density_knows_experts_outside_the_datas_range(policy):
+    """The means told are cut to the range; the density is highest where the experts really are."""
+    with torch.no_grad():
+        policy.mean_head.bias.add_(3.0)
+        flat = policy.mixture(policy.condition(state := {"state": torch.zeros(1, 2, 2)})).means[:, 0]
+        told = policy.likelihood(state, policy.to_chunk(flat))
+        where = policy.action_normalizer.inverse(flat.reshape(1, 4, 2))
+        assert torch.equal(told.means[:, 0], policy.to_chunk(flat)) and not torch.allclose(told.means[:, 0], where)
+        assert policy.likelihood(state, where).log_prob > told.log_prob + 1
+
+
 def ticks(policy):
     """A robot with a camera: what a tick gives stands together, though pictures and states come one after the other."""
     rng = torch.Generator().manual_seed(0)

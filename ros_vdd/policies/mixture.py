@@ -128,8 +128,15 @@ class MixturePolicy(Policy):
         config = self.config
         if config.backbone == "mlp":
             return Trunk(self.condition_size, config.width, config.depth, config.dropout)
-        frame = self.condition_size // config.n_obs_steps
+        frame = self.tick_size + self.robot.goal_size
         return WindowTrunk(config.n_obs_steps, frame, config.width, config.depth, config.heads, config.dropout)
+
+    @property
+    def condition_size(self) -> int:
+        """Return O; for a transformer T * (F + G), as each tick has the goal."""
+        if self.config.backbone == "mlp":
+            return super().condition_size
+        return self.config.n_obs_steps * (self.tick_size + self.robot.goal_size)
 
     def condition(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Turn an observation into features `(B, O)`; for a transformer tick by tick."""
@@ -169,15 +176,6 @@ class MixturePolicy(Policy):
         hidden = self.trunk(condition)
         return Mixture(self._experts(hidden), self._log_gate(hidden.detach()))
 
-    @torch.no_grad()
-    def _quiet(self, condition: Tensor) -> tuple[Tensor, Gaussians]:
-        training = self.training
-        self.eval()
-        hidden = self.trunk(condition)
-        experts = self._experts(hidden)
-        self.train(training)
-        return hidden, experts
-
     def steady(self, condition: Tensor, mixture: Mixture) -> Mixture:
         """Return the mixture without dropout, of which only the gate can be trained; `mixture` itself where there is no dropout.
 
@@ -185,7 +183,12 @@ class MixturePolicy(Policy):
         """
         if not self.config.dropout:
             return mixture
-        hidden, experts = self._quiet(condition)
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            hidden = self.trunk(condition)
+            experts = self._experts(hidden)
+        self.train(training)
         return Mixture(experts, self._log_gate(hidden))
 
     def forward(self, observation: Mapping[str, Tensor], noise: None = None) -> tuple[Tensor, Tensor]:
@@ -198,7 +201,9 @@ class MixturePolicy(Policy):
         """Return what the mixture says of a chunk `(B, H, A)` in the robot's units.
 
         The density in the robot's units is that of the normalised chunk times the Jacobian: ln q(a) - sum_i ln((high_i - low_i) / 2).
-        `mask` `(B, H)` is 1 for the actions that count and 0 for those at the end that are integrated out; None counts all.
+        `means` are cut to the data's range, as the robot gets them; the density isn't: it is that of the experts' own means, and the
+        chunk may lie anywhere. `mask` `(B, H)` is 1 for the actions that count and 0 for those at the end that are integrated out;
+        None counts all.
         """
         mixture = self.mixture(self.condition(observation))
         counts = torch.ones_like(chunk[..., 0]) if mask is None else mask

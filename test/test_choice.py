@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ros_vdd.errors import ConfigError
-from ros_vdd.runtime.choice import RULES, ChoiceConfig, ExpertChoice
+from ros_vdd.runtime.choice import MIN_TOLERANCE, RULES, ChoiceConfig, ExpertChoice
 
 GATE = np.array([0.15, 0.5, 0.05, 0.3])
 LOG_GATE = np.log(GATE).astype(np.float32)
@@ -215,7 +215,10 @@ def test_sticky_forgets_its_expert_in_the_next_episode():
         ({"temperature": np.inf}, "'temperature' is inf"),
         ({"sticky_margin": -0.1}, "'sticky_margin' is -0.1.*0 nats or more"),
         ({"sticky_margin": np.nan}, "'sticky_margin' is nan"),
-        ({"tolerance": 0.0}, "'tolerance' is 0.0.*above 0"),
+        ({"tolerance": 0.0}, "'tolerance' is 0.0; expected a share of half the joint range, 1e-06 or more"),
+        ({"tolerance": 1e-30}, "'tolerance' is 1e-30"),
+        ({"tolerance": np.inf}, "'tolerance' is inf"),
+        ({"tolerance": np.nan}, "'tolerance' is nan"),
         ({"sticky_steps": 0}, "'sticky_steps' 0.*at least 1 step"),
     ],
 )
@@ -282,3 +285,14 @@ def test_coherent_forgets_the_plan_with_the_episode():
     choice.reset(4)
     fresh.reset(4)
     assert choice.choose(EVEN, plans(-1.0, 1.0), 2) == fresh.choose(EVEN, plans(-1.0, 1.0), 2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e-300])
+def test_coherent_with_the_least_tolerance_still_takes_the_nearest_plan(temperature):
+    """Far plans by the thousand numbers, in the engine's own precision: no weight overflows to nothing but minus infinity."""
+    near, far = np.full((100, 14), 0.01, np.float32), np.full((100, 14), 8.0, np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        for seed in range(5):
+            choice = ExpertChoice(ChoiceConfig("coherent", temperature=temperature, tolerance=MIN_TOLERANCE), seed)
+            choice.choose(np.float32([0.0]), 0 * near[None], 0)
+            assert choice.choose(np.zeros(3, np.float32), np.stack([far, near, far - 16]), 1) == 1

@@ -30,6 +30,8 @@ SETTINGS = {
     "coherent": ("temperature", "tolerance"),
 }
 RULES = tuple(SETTINGS)
+MIN_TOLERANCE = 1e-6
+"""float32 doesn't resolve smaller shares of a joint's range; far below, squared distances would overflow."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ChoiceConfig:
         temperature: T above; 1 follows the gate, less prefers likely experts, more evens the gate out.
         sticky_margin: how much likelier another expert must be, [nats].
         sticky_steps: at how many choices in a row.
-        tolerance: standard deviation of an action from the plan before, as a share of half the joint's range.
+        tolerance: standard deviation of an action from the plan before, as a share of half the joint's range; at least 1e-6.
 
     Raises:
         ConfigError: no such rule, or a setting outside its range.
@@ -63,8 +65,8 @@ class ChoiceConfig:
                 f"'sticky_margin' is {self.sticky_margin}, 'sticky_steps' {self.sticky_steps}; "
                 "expected a margin of 0 nats or more and at least 1 step"
             )
-        if not 0 < self.tolerance < math.inf:
-            raise ConfigError(f"'tolerance' is {self.tolerance}; expected a share of half the joint range above 0")
+        if not MIN_TOLERANCE <= self.tolerance < math.inf:
+            raise ConfigError(f"'tolerance' is {self.tolerance}; expected a share of half the joint range, {MIN_TOLERANCE:g} or more")
 
     @property
     def settings(self) -> dict[str, float | int]:

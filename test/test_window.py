@@ -186,6 +186,18 @@ def test_reset_forgets_the_past_and_warming_up_leaves_none(tmp_path):
     assert engine.inputs[3]["past_actions"][0].tolist() == [[0, 0], [4, 5]]
 
 
+@pytest.mark.parametrize("elapsed, mask", [(None, [0, 1]), (1, [0, 1]), (2, [0, 0]), (7, [0, 0])])
+def test_after_a_gap_no_action_counts_as_executed(elapsed, mask, tmp_path):
+    engine, observation = Recorded(np.ones((3, 2), np.float32)), toy.observation(toy.BLIND, T)
+    runner = PolicyRunner(toy.policy(tmp_path / "window", "window"), engine)
+    runner.act(observation, 1)
+    runner.act(observation, elapsed)
+    assert engine.inputs[1]["past_mask"][0].tolist() == mask
+    assert bool(engine.inputs[1]["past_actions"].any()) == (1 in mask)
+    runner.act(observation, 1)
+    assert engine.inputs[2]["past_mask"][0].tolist() == ([1, 1] if 1 in mask else [0, 1])
+
+
 def test_a_changed_prediction_changes_no_memory(tmp_path):
     engine = Recorded(np.ones((2, 2), np.float32))
     runner, observation = PolicyRunner(toy.policy(tmp_path / "window", "window"), engine), toy.observation(toy.BLIND, T)

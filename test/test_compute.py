@@ -107,9 +107,27 @@ def test_student_and_teacher_are_compiled_network_by_network(monkeypatch):
     monkeypatch.setattr(compute, "_require_compiler", lambda device: None)
     policy, teacher = toy.network("mixture"), toy.network("diffusion", toy.SEEING)
     compute.compile_networks(policy, teacher)
-    called = [policy.trunk, policy.gate, policy.mean_head, teacher.denoiser, teacher.encoders["images_top"]]
+    called = [policy.trunk, policy.gate, policy.mean_head, teacher.denoiser.network, teacher.encoders["images_top"]]
     assert all(network._compiled_call_impl for network in called)
     assert not teacher.encoders._compiled_call_impl
+
+
+@pytest.mark.parametrize("process", ["ve", "vp"])
+def test_whatever_a_teacher_is_asked_runs_in_its_compiled_network(process, monkeypatch):
+    monkeypatch.setattr(compute, "_require_compiler", lambda device: None)
+    monkeypatch.setitem(toy.NETWORKS, "diffusion", {**toy.NETWORKS["diffusion"], "process": process, "sampler": {"steps": 3}})
+    teacher, calls = toy.network("diffusion"), []
+    compute.compile_networks(teacher)
+    compiled = [m for m in teacher.modules() if m._compiled_call_impl]
+    for module in compiled:
+        module._compiled_call_impl = lambda *given, real=module.forward: (calls.append(1), real(*given))[1]
+    context, a, sigma = teacher.context({"state": torch.zeros(5, 2, 2)}), torch.zeros(5, 8), torch.full((5,), 0.3)
+    with torch.no_grad():
+        for asked in (teacher.score, teacher.released_score, lambda *given: teacher.denoiser(*given)):
+            asked(a, sigma, context)
+            assert calls.pop() and not calls
+        teacher.sample(context, a)
+    assert len(calls) == teacher.nfe
 
 
 def test_a_machine_that_cannot_compile_says_what_to_install(monkeypatch):

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ros_vdd.diffusion.denoiser import Denoiser
+from ros_vdd.diffusion.vp import VpDenoiser
 from ros_vdd.errors import ConfigError
 
 
@@ -73,10 +75,13 @@ def compile_networks(*policies: nn.Module | None) -> None:
 
 
 def _networks(module: nn.Module) -> list[nn.Module]:
-    """Return the outermost modules with weights that are called as functions: containers have no forward of their own."""
+    """Return the outermost modules with weights that are always called as functions.
+
+    Containers have no forward of their own; the scores of a VP denoiser call its network beside its forward.
+    """
     found = []
     for child in module.children():
-        if isinstance(child, nn.ModuleDict | nn.ModuleList):
+        if isinstance(child, nn.ModuleDict | nn.ModuleList | Denoiser | VpDenoiser):
             found += _networks(child)
         elif any(True for _ in child.parameters()):
             found.append(child)

@@ -33,6 +33,9 @@ _BLIND = {
 _CAMERA = {"topic": "camera", "width": SIDE, "height": SIDE, "max_age_s": 0.5}
 BLIND: RobotSpec = robot_from_mapping(_BLIND)
 SEEING: RobotSpec = robot_from_mapping({**_BLIND, "cameras": {"top": _CAMERA}})
+TASKS = {"topic": "goal", "type": "std_msgs/msg/String", "tasks": ["push", "pull", "lift"]}
+TOLD: RobotSpec = robot_from_mapping({**_BLIND, "goal": TASKS})
+SEEING_TOLD: RobotSpec = robot_from_mapping({**_BLIND, "cameras": {"top": _CAMERA}, "goal": TASKS})
 
 SIZES = {
     "n_obs_steps": 2,
@@ -69,6 +72,8 @@ def arrays(robot: RobotSpec, length: int, rng: np.random.Generator) -> dict[str,
     if robot.cameras:
         halves = np.repeat(light, SIDE // 2, axis=1).astype(np.uint8)  # (N, W)
         made["images.top"] = np.broadcast_to(halves[:, None, :, None], (length, SIDE, SIDE, 3)).copy()
+    if robot.goal:
+        made["goal"] = np.tile(robot.goal.encode(int(side > 0)), (length, 1))
     return made
 
 
@@ -159,4 +164,6 @@ def observation(robot: RobotSpec, n_obs_steps: int = 2, seed: int = 0) -> dict[s
     made = {"state": rng.uniform(-1, 1, (n_obs_steps, *shapes["state"])).astype(np.float32)}
     for name in shapes.keys() - {"state"}:
         made[name] = rng.integers(0, 256, (n_obs_steps, *shapes[name]), dtype=np.uint8)
+    if robot.goal:
+        made["goal"] = robot.goal.encode(seed % robot.goal_size)
     return made

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines that run a policy folder: one file an engine, found by name, all with the same inputs and outputs.
 
-Inputs: the observation with a batch axis of 1 ("images.<camera>" `(1, T, H, W, 3)` uint8, "state" `(1, T, S)` float32), and "noise"
-`(1, H, A)` float32 for a diffusion policy. A window policy takes noise `(1, T, A)`, "past_actions" `(1, T-1, A)` in the
-robot's units and "past_mask" `(1, T-1)`, 1 where an action was executed. Outputs: "means" `(1, K, H, A)` and "log_gate"
-`(1, K)` of a mixture, or "actions" `(1, H, A)`.
+Inputs: the observation with a batch axis of 1 ("images.<camera>" `(1, T, H, W, 3)` uint8, "state" `(1, T, S)` float32, and of a
+robot with a goal "goal" `(1, G)` float32), and "noise" `(1, H, A)` float32 for a diffusion policy. A window policy takes noise
+`(1, T, A)`, "past_actions" `(1, T-1, A)` in the robot's units and "past_mask" `(1, T-1)`, 1 where an action was executed.
+Outputs: "means" `(1, K, H, A)` and "log_gate" `(1, K)` of a mixture, or "actions" `(1, H, A)`.
 
 The likelihood of a mixture takes the observation, "chunk" `(1, H, A)` and "mask" `(1, H)`: 1 for the actions that count, then 0.
 Outputs: "log_prob" `(1,)`, "log_responsibilities" `(1, K)`, "gate_entropy" `(1,)` [nats], "means" and "stds" `(1, K, H, A)`.
@@ -107,13 +107,15 @@ def likelihood_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dty
 
 
 def random_inputs(bundle: Bundle, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Draw inputs for parity checks and timing: any picture, states all over the range that the policy was trained on."""
+    """Draw inputs for parity checks and timing: any picture, any task, states all over the range that the policy was trained on."""
     inputs = {}
     for name, (shape, dtype) in input_shapes(bundle).items():
         if dtype == np.uint8:
             inputs[name] = rng.integers(0, 256, shape, dtype=np.uint8)
         elif name == "noise":
             inputs[name] = rng.standard_normal(shape, dtype=np.float32)
+        elif name == "goal":
+            inputs[name] = _random_goal(bundle, rng)[None]
         elif name == "past_actions":
             inputs[name] = rng.uniform(bundle.robot.action.lower, bundle.robot.action.upper, shape).astype(np.float32)
         elif name == "past_mask":
@@ -122,3 +124,8 @@ def random_inputs(bundle: Bundle, rng: np.random.Generator) -> dict[str, np.ndar
             low, high = (np.asarray(bundle.manifest.export.get(f"state_{k}", d)) for k, d in (("low", -1.0), ("high", 1.0)))
             inputs[name] = rng.uniform(low, high, shape).astype(np.float32)
     return inputs
+
+
+def _random_goal(bundle: Bundle, rng: np.random.Generator) -> np.ndarray:
+    goal = bundle.robot.goal
+    return goal.encode(rng.integers(goal.length) if goal.tasks else rng.standard_normal(goal.length))

@@ -41,6 +41,7 @@ class Windows:
         self.actions = np.concatenate([np.asarray(e["action"]) for e in self._episodes])
         has_state = store.robot.state_size > 0
         self.states = np.concatenate([np.asarray(e["state"]) for e in self._episodes]) if has_state else None
+        self.goals = np.concatenate([np.asarray(e["goal"]) for e in self._episodes]) if store.robot.goal else None
         self._names = [n for n in store.robot.observation_shapes() if n.startswith("images.")]
         self._pictures = {n: [e[n] for e in self._episodes] for n in self._names}
         self._features: np.ndarray | None = None
@@ -60,9 +61,9 @@ class Windows:
         """Return windows at frames `(B,)`.
 
         Returns:
-            "images.<camera>" (B, T, H, W, 3) uint8 or "features" (B, T, F); "state" (B, T, S); "actions" (B, H, A);
-            "mask" (B, H), 1 where the action was recorded; "past_actions" (B, T-1, A), those before the newest tick, oldest
-            first; "past_mask" (B, T-1), 0 where the episode hadn't begun.
+            "images.<camera>" (B, T, H, W, 3) uint8 or "features" (B, T, F); "state" (B, T, S); "goal" (B, G), the newest tick's;
+            "actions" (B, H, A); "mask" (B, H), 1 where the action was recorded; "past_actions" (B, T-1, A), those before the
+            newest tick, oldest first; "past_mask" (B, T-1), 0 where the episode hadn't begun.
         """
         history = indices[:, None] + np.arange(1 - self.n_obs_steps, 1)
         history = np.maximum(history, self._first[indices, None])
@@ -77,6 +78,8 @@ class Windows:
         }
         if self.states is not None:
             batch["state"] = torch.from_numpy(self.states[history])
+        if self.goals is not None:
+            batch["goal"] = torch.from_numpy(self.goals[indices])
         if self._features is not None:
             batch["features"] = torch.from_numpy(self._features[history])
         else:

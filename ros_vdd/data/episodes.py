@@ -5,6 +5,7 @@
     STORE/episode_000000/meta.yaml       length, source, shapes and types of the arrays
     STORE/episode_000000/images.top.npy  (N, H, W, 3) uint8      state.npy (N, S) float32     action.npy (N, A) float32
                          stamp_ns.npy    (N,) int64              age_ns.NAME.npy (N,) int64   extra.NAME.npy (N, ...)
+                         goal.npy        (N, G) float32, of a robot with a goal
 
 An episode appears by one rename, so a store is usable at every moment, also after a crash.
 """
@@ -123,6 +124,8 @@ class EpisodeStore:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(episode["action"]).tobytes())
             digest.update(np.ascontiguousarray(episode["stamp_ns"]).tobytes())
+            if self.robot.goal:
+                digest.update(np.ascontiguousarray(episode["goal"]).tobytes())
         return digest.hexdigest()
 
 
@@ -172,6 +175,10 @@ class EpisodeWriter:
     def _check(self, arrays: Mapping[str, np.ndarray]) -> int:
         expected = {k: (s, np.uint8 if k.startswith("images.") else np.float32) for k, s in self.robot.observation_shapes().items()}
         expected["action"] = ((self.robot.action_size,), np.float32)
+        if self.robot.goal:
+            expected["goal"] = ((self.robot.goal_size,), np.float32)
+        elif "goal" in arrays:
+            raise DataError(f"episode holds 'goal', but the file of robot '{self.robot.name}' has no section 'goal'; add it, or call the array extra.goal")
         expected["stamp_ns"] = ((), np.int64)
         missing = expected.keys() - arrays.keys()
         if missing:
@@ -187,4 +194,12 @@ class EpisodeWriter:
                 raise DataError(f"array '{key}' is {array.dtype}{array.shape}; expected {np.dtype(dtype)}{(length, *shape)}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise DataError(f"array '{key}' holds NaN or infinity, first at frame {int(np.argwhere(~np.isfinite(array))[0][0])}")
+        self._check_goal(arrays)
         return length
+
+    def _check_goal(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for frame, goal in enumerate(arrays["goal"] if self.robot.goal else ()):
+            try:
+                self.robot.goal.encode(goal)
+            except ConfigError as error:
+                raise DataError(f"array 'goal', frame {frame}: {error}") from error

@@ -24,5 +24,5 @@ class EncoderPolicy(Policy):
     def forward(self, observation: Mapping[str, Tensor], noise: None = None) -> Tensor:
         """Return features `(B, T, F)`."""
         flat = {name: observation[name].flatten(0, 1) for name in self.image_shapes}
-        ticks = next(iter(observation.values())).shape[1]
+        ticks = observation[next(iter(self.image_shapes))].shape[1]
         return self.encode_frames(flat).reshape(-1, ticks, self.frame_size)

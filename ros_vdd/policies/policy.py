@@ -70,7 +70,8 @@ def check_heads(width: int, heads: int) -> None:
 class Policy(nn.Module):
     """Base of all policies. Subclasses add `kind`, `nfe` and `forward`.
 
-    Observation: "images.<camera>" `(B, T, H, W, 3)` uint8, "state" `(B, T, S)`; T = n_obs_steps, oldest first.
+    Observation: "images.<camera>" `(B, T, H, W, 3)` uint8, "state" `(B, T, S)`; T = n_obs_steps, oldest first. Of a robot with a goal
+    also "goal" `(B, G)`, taken as it is.
     """
 
     kind = ""
@@ -102,9 +103,14 @@ class Policy(nn.Module):
         return len(self.encoders) * self.config.vision.features
 
     @property
+    def tick_size(self) -> int:
+        """Return F, how many features one tick has, the goal not among them."""
+        return self.frame_size + self.robot.state_size + len(self.robot.angles)
+
+    @property
     def condition_size(self) -> int:
-        """Return O, the length of the observation features."""
-        return self.config.n_obs_steps * (self.frame_size + self.robot.state_size + len(self.robot.angles))
+        """Return O = T * F + G, the length of the observation features."""
+        return self.config.n_obs_steps * self.tick_size + self.robot.goal_size
 
     @property
     def chunk_size(self) -> int:
@@ -120,12 +126,21 @@ class Policy(nn.Module):
         return torch.cat(parts, dim=1)
 
     def condition(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Turn an observation into features `(B, O)`; "features" `(B, T, F)` may stand in for the pictures."""
-        return torch.cat([part.flatten(1) for part in self._parts(observation)], dim=1)
+        """Turn an observation into features `(B, O)`, the goal last; "features" `(B, T, F)` may stand in for the pictures."""
+        parts = [part.flatten(1) for part in self._parts(observation)]
+        return torch.cat([*parts, observation["goal"]] if self.robot.goal else parts, dim=1)
+
+    def observed_ticks(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Turn an observation into features by tick `(B, T, F)`, without the goal."""
+        return torch.cat(self._parts(observation), dim=2)
 
     def ticks(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Turn an observation into features by tick `(B, T, O / T)`: the numbers of `condition`, for networks of tokens."""
-        return torch.cat(self._parts(observation), dim=2)
+        """Turn an observation into features by tick `(B, T, F + G)`, the goal at the end of each: for networks of tokens."""
+        observed = self.observed_ticks(observation)
+        if not self.robot.goal:
+            return observed
+        goal = observation["goal"][:, None].expand(-1, self.config.n_obs_steps, -1)
+        return torch.cat([observed, goal], dim=2)
 
     def _parts(self, observation: Mapping[str, Tensor]) -> list[Tensor]:
         parts = []

@@ -56,13 +56,18 @@ class WindowPolicy(DiffusionPolicy):
 
     def _network(self) -> nn.Module:
         config, size = self.config, self.robot.action_size
-        frame = self.condition_size // config.n_obs_steps
+        frame = self.tick_size + self.robot.goal_size
         return WindowTransformer(config.n_obs_steps, frame, size, config.width, config.depth, config.heads, config.dropout)
 
     @property
     def noise_shape(self) -> tuple[int, int]:
         """Return (T, A): noise for the earlier actions, then for the newest."""
         return self.config.n_obs_steps, self.robot.action_size
+
+    @property
+    def condition_size(self) -> int:
+        """Return O = T * (F + G): each tick has the goal."""
+        return self.config.n_obs_steps * (self.tick_size + self.robot.goal_size)
 
     def condition(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Turn an observation into features `(B, O)`, tick by tick."""

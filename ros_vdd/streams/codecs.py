@@ -7,19 +7,23 @@ Reading goes by joint name, whatever the order; writing fills a message object h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from ros_vdd.errors import StreamError, suggest
+from ros_vdd.errors import ConfigError, StreamError, suggest
+from ros_vdd.streams.goal import GoalSpec
 from ros_vdd.streams.image_codec import decode_image, encode_image
 from ros_vdd.streams.stream_spec import ActionSpec, JointStateSpec
 
 __all__ = [
     "decode_action",
+    "decode_goal",
     "decode_image",
     "decode_joint_state",
     "encode_array",
+    "encode_goal",
     "encode_image",
     "encode_joint_state",
     "encode_trajectory",
@@ -90,6 +94,40 @@ def decode_action(msg: Any, spec: ActionSpec) -> np.ndarray:
     if not hasattr(msg, "data"):
         raise StreamError(f"'{spec.topic}' gave a {type(msg).__name__}; the robot file says {spec.type}")
     return _by_name({joint: i for i, joint in enumerate(spec.joints)}, msg.data, spec.joints, "Float64MultiArray")
+
+
+def decode_goal(msg: Any, spec: GoalSpec) -> np.ndarray:
+    """Read a goal from a String (task), Int32 (task number) or Float32MultiArray (vector).
+
+    Returns:
+        float32 (G,).
+
+    Raises:
+        StreamError: an unknown task, a vector of another length, NaN or infinity, or a message of another type.
+    """
+    kind = {"std_msgs/msg/String": str, "std_msgs/msg/Int32": Integral}.get(spec.type, (Sequence, np.ndarray))
+    data = getattr(msg, "data", None)
+    if not isinstance(data, kind) or isinstance(data, str) and kind is not str:
+        raise StreamError(f"'{spec.topic}' gave a {type(msg).__name__}; the robot file says {spec.type}")
+    try:
+        return spec.encode(data)
+    except ConfigError as error:
+        raise StreamError(f"'{spec.topic}': {error}") from error
+
+
+def encode_goal(msg: Any, spec: GoalSpec, goal: np.ndarray) -> None:
+    """Fill a String, Int32 or Float32MultiArray, whichever the robot file says, with a goal (G,).
+
+    Raises:
+        StreamError: another shape, NaN or infinity, or no one-hot of a task; the message is then as it was.
+    """
+    try:
+        vector = spec.encode(goal)
+    except ConfigError as error:
+        raise StreamError(f"{error}; nothing is sent") from error
+    place = int(vector.argmax())
+    data = {"std_msgs/msg/String": lambda: spec.tasks[place], "std_msgs/msg/Int32": lambda: place}
+    msg.data = data.get(spec.type, vector.tolist)()
 
 
 def encode_trajectory(msg: Any, points: Sequence[Any], joints: Sequence[str], actions: np.ndarray, dt_ns: int) -> None:

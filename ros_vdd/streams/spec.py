@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One robot: its cameras, joint states, action and safe action, and what must agree between robots."""
+"""One robot: its cameras, joint states, action, safe action and goal, and what must agree between robots."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import Any
 from ros_vdd import config, resources
 from ros_vdd.errors import ConfigError, suggest
 from ros_vdd.streams.checks import check_name, check_per_joint, check_positive
+from ros_vdd.streams.goal import GoalSpec
 from ros_vdd.streams.stream_spec import ActionSource, ActionSpec, CameraSpec, JointStateSpec, SafeAction
 
 __all__ = [
     "ActionSource",
     "ActionSpec",
     "CameraSpec",
+    "GoalSpec",
     "JointStateSpec",
     "RobotSpec",
     "SafeAction",
@@ -35,6 +37,7 @@ class RobotSpec:
         rate_hz: [Hz] observations and actions per second of the policy.
         cameras: by name; an image is "images.NAME".
         states: by name; their arrays one after the other, in this order, are "state".
+        goal: what the policy can be told to do, "goal"; or None.
     """
 
     name: str
@@ -43,6 +46,7 @@ class RobotSpec:
     states: Mapping[str, JointStateSpec]
     action: ActionSpec
     safe_action: SafeAction
+    goal: GoalSpec | None = None
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -76,8 +80,13 @@ class RobotSpec:
         """Number of action joints."""
         return len(self.action.joints)
 
+    @property
+    def goal_size(self) -> int:
+        """G, number of values in "goal"; 0 without one."""
+        return self.goal.length if self.goal else 0
+
     def observation_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each observation array at one tick, for example {"images.top": (96, 96, 3)}."""
+        """Return the shape of each observation array at one tick, for example {"images.top": (96, 96, 3)}; the goal has no tick."""
         shapes: dict[str, tuple[int, ...]] = {f"images.{n}": c.output_shape for n, c in self.cameras.items()}
         return shapes | ({"state": (self.state_size,)} if self.states else {})
 
@@ -88,7 +97,7 @@ class RobotSpec:
     def contract(self) -> dict[str, Any]:
         """Return what data, policy and robot must agree on, as plain values.
 
-        Names, shapes, order, units, limits and the policy's rate. Not topics, ages, the robot's own name, and
+        Names, shapes, order, units, limits, tasks and the policy's rate. Not topics, ages, the robot's own name, and
         what only the executor uses: those may differ between two robots that run the same policy.
         """
         cameras = {
@@ -101,7 +110,10 @@ class RobotSpec:
             for name, s in self.states.items()
         ]
         action = {key: getattr(self.action, key) for key in ("joints", "unit", "lower", "upper")}
-        return config.to_plain({"rate_hz": self.rate_hz, "cameras": cameras, "states": states, "action": action})
+        contract = {"rate_hz": self.rate_hz, "cameras": cameras, "states": states, "action": action}
+        if self.goal:  # a robot without one keeps the fingerprint it had before there were goals
+            contract["goal"] = {"tasks": self.goal.tasks} if self.goal.tasks else {"size": self.goal.size}
+        return config.to_plain(contract)
 
     def fingerprint(self) -> str:
         """Return the sha256 of `contract`: equal fingerprints may exchange data and policies."""
@@ -138,6 +150,8 @@ def _topics(robot: RobotSpec) -> Iterator[tuple[str, str, str]]:
         yield f"cameras.{name}.topic", camera.topic, camera.type
     for name, state in robot.states.items():
         yield f"states.{name}.topic", state.topic, "sensor_msgs/msg/JointState"
+    if robot.goal:
+        yield "goal.topic", robot.goal.topic, robot.goal.type
     yield "action.topic", robot.action.topic, robot.action.type
     if robot.action.source:
         yield "action.source.topic", robot.action.source.topic, robot.action.source.type

@@ -86,7 +86,7 @@ class RMSNorm(nn.Module):
         """Map `(..., D)` to `(..., D)`, in float32 inside."""
         full = x.float()
         size = full.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-6)
-        return (self.gain * (full / size)).to(x.dtype)
+        return (full * (self.gain / size)).to(x.dtype)
 
 
 class NoiseEmbedding(nn.Module):

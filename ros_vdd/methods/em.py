@@ -19,6 +19,7 @@ from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
 from ros_vdd.methods._start import start_experts
 from ros_vdd.policies.mixture import Mixture, MixturePolicy
+from ros_vdd.policies.policy import flat_mask
 
 KIND = "mixture"
 NEEDS_TEACHER = False
@@ -69,11 +70,6 @@ class Method:
     def _joint(self, batch: dict[str, Tensor]) -> tuple[Tensor, Mixture]:
         mixture = self.policy.mixture(self.policy.condition(batch))
         return mixture.joint(self.policy.from_chunk(batch["actions"])[:, None], flat_mask(batch))[:, 0], mixture
-
-
-def flat_mask(batch: dict[str, Tensor]) -> Tensor:
-    """Return the padding mask `(B, D)` of flattened chunks."""
-    return batch["mask"][:, :, None].expand(batch["actions"].shape).flatten(1)
 
 
 def usage(log_gate: Tensor) -> dict[str, float]:

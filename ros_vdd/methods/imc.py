@@ -22,8 +22,9 @@ from torch import Tensor
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
 from ros_vdd.methods._start import start_experts
-from ros_vdd.methods.em import best_expert_rmse, flat_mask, usage
+from ros_vdd.methods.em import best_expert_rmse, usage
 from ros_vdd.policies.mixture import Mixture, MixturePolicy
+from ros_vdd.policies.policy import flat_mask
 
 KIND = "mixture"
 NEEDS_TEACHER = False

@@ -20,6 +20,7 @@ from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.schedule import log_normal_sigmas
 from ros_vdd.errors import ConfigError
 from ros_vdd.policies.diffusion import DiffusionPolicy
+from ros_vdd.policies.policy import flat_mask
 
 KIND = "diffusion"
 KINDS = ("diffusion", "window", "mode")
@@ -74,5 +75,5 @@ class Method:
         _, figures = self.loss(batch, draws)
         clean = self.policy.from_chunk(batch["actions"])
         sampled = self.policy.generate(batch, draws.normal((len(clean), *self.policy.noise_shape)))
-        mask = batch["mask"][:, :, None].expand(batch["actions"].shape).flatten(1)
+        mask = flat_mask(batch)
         return {**figures, "action_rmse": ((sampled - clean).square() * mask).sum().div(mask.sum()).sqrt().item()}

@@ -25,9 +25,10 @@ from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.schedule import log_uniform_sigmas
 from ros_vdd.errors import ConfigError
 from ros_vdd.methods._start import start_experts
-from ros_vdd.methods.em import best_expert_rmse, flat_mask, usage
+from ros_vdd.methods.em import best_expert_rmse, usage
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.mixture import Mixture, MixturePolicy
+from ros_vdd.policies.policy import flat_mask
 
 KIND = "mixture"
 NEEDS_TEACHER = True

@@ -21,7 +21,7 @@ from ros_vdd.diffusion.schedule import exponential_sigmas, karras_sigmas
 from ros_vdd.diffusion.vp import VpDenoiser, ddim_sigmas, equivalent_sigmas
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.mlp import DenoiserMLP
-from ros_vdd.policies.policy import Policy, PolicyConfig, check_network
+from ros_vdd.policies.policy import Policy, PolicyConfig, check_network, flat_mask
 from ros_vdd.streams.spec import RobotSpec
 
 
@@ -150,8 +150,7 @@ class DiffusionPolicy(Policy):
 
     def targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return what the denoiser learns to restore, normalised `(B, N)`, and 1 where it was recorded `(B, N)`."""
-        mask = batch["mask"][:, :, None].expand(batch["actions"].shape).flatten(1)
-        return self.from_chunk(batch["actions"]), mask
+        return self.from_chunk(batch["actions"]), flat_mask(batch)
 
     def restore(self, noised: Tensor, sigma: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the clean estimate `(B, N)` of noised `targets` at levels sigma `(B,)`, and each level's loss weight `(B,)`."""

@@ -67,6 +67,11 @@ def check_heads(width: int, heads: int) -> None:
         raise ConfigError(f"'width' is {width}; expected a multiple of 'heads' {heads}")
 
 
+def flat_mask(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the mask `(B, D)` of flattened chunks, 1 where an action was recorded, from "mask" `(B, H)`."""
+    return batch["mask"][:, :, None].expand(batch["actions"].shape).flatten(1)
+
+
 class Policy(nn.Module):
     """Base of all policies. Subclasses add `kind`, `nfe` and `forward`.
 

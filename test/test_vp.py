@@ -220,8 +220,17 @@ def test_a_policy_offers_its_levels_and_scores_at_them(policy):
     assert not torch.allclose(policy.released_score(a, sigma, context), policy.score(a, sigma, context), rtol=0.1)
 
 
+def test_a_level_between_two_is_taken_for_the_nearer_in_ratio(policy):
+    low, high = policy.levels[3:5].tolist()
+    asked = torch.tensor([low, math.sqrt(low * high) * 0.99, math.sqrt(low * high) * 1.01, 1e-9, 1e9])
+    assert torch.equal(policy.nearest_level(asked), policy.levels[[3, 3, 4, 0, 7]])
+    context, a = policy.context(observed()), torch.linspace(-1, 1, 40).reshape(5, 8)
+    assert torch.equal(policy.score(a, asked, context), policy.score(a, policy.nearest_level(asked), context))
+
+
 def test_a_ve_policy_knows_every_level_and_one_score():
     policy = toy.network("diffusion")
+    assert torch.equal(policy.nearest_level(torch.tensor([0.123, 4.56])), torch.tensor([0.123, 4.56]))
     context, a, sigma = policy.context(observed()), torch.linspace(-1, 1, 40).reshape(5, 8), torch.linspace(0.1, 0.5, 5)
     assert policy.levels is None
     assert torch.equal(policy.released_score(a, sigma, context), policy.score(a, sigma, context))

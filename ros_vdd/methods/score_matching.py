@@ -66,8 +66,7 @@ class Method:
         if levels is not None and options.vp_levels == "uniform":
             return levels[draws.integers(len(levels), (count,))]
         low, high = (sampler.sigma_min, sampler.sigma_max) if levels is None else (levels[0].item(), levels[-1].item())
-        sigma = log_normal_sigmas(count, options.log_sigma_mean, options.log_sigma_std, low, high, draws)
-        return sigma if levels is None else levels[(sigma.log()[:, None] - levels.log()).abs().argmin(dim=1)]
+        return self.policy.nearest_level(log_normal_sigmas(count, options.log_sigma_mean, options.log_sigma_std, low, high, draws))
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:

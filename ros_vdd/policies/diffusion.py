@@ -123,6 +123,10 @@ class DiffusionPolicy(Policy):
         """Return the ascending noise levels `(T,)` that a VP network knows; None where any level will do."""
         return self.denoiser.levels if self.config.process == "vp" else None
 
+    def nearest_level(self, sigma: Tensor) -> Tensor:
+        """Return the level that the network takes each of sigma `(B,)` for: the nearest of `levels` in ln sigma, or sigma itself."""
+        return sigma if self.levels is None else self.levels[self.denoiser.step(sigma)]
+
     def context(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what a score depends on beside action and level, `(B, C)`: flat, to be repeated for each expert and sample."""
         return self.condition(batch)

@@ -48,10 +48,10 @@ def test_the_numbers_arrive_on_the_device_they_are_wanted_on():
     assert {x.device.type for x in every_kind(draws, ROWS)} == {"meta"}
 
 
-def test_a_total_of_one_process_is_the_number_without_its_gradient():
+def test_the_mean_over_one_process_is_the_number_without_its_gradient():
     count = torch.tensor(3.0, requires_grad=True)
-    total = Draws(SEED).total(count)
-    assert total == 3.0 and not total.requires_grad
+    mean = Draws(SEED).process_mean(count)
+    assert mean == 3.0 and not mean.requires_grad
 
 
 @pytest.mark.parametrize("rank, world", [(2, 2), (-1, 2), (0, 0)])

@@ -38,11 +38,11 @@ class Draws:
         """Draw from {0 .. high - 1}, int64 `(B, ...)`."""
         return self._mine(torch.randint(high, self._all(shape), generator=self._generator), shape)
 
-    def total(self, x: Tensor) -> Tensor:
+    def process_mean(self, x: Tensor) -> Tensor:
         """Return the mean of a scalar over all processes, detached.
 
         Gradients are averaged over processes. A loss that divides by a count, such as that of unpadded steps, therefore
-        divides by `draws.total(count)`; its average is then sum / count of the whole batch. Plain means over rows need nothing.
+        divides by `draws.process_mean(count)`; its average is then sum / count of the whole batch. Plain means over rows need nothing.
         """
         x = x.detach()
         if self.world == 1:

@@ -56,7 +56,7 @@ class Method:
         sigma = self._levels(len(clean), draws)
         noised = clean + sigma[:, None] * draws.normal(clean.shape)
         estimate, weight = self.policy.restore(noised, sigma, batch)
-        loss = (weight[:, None] * mask * (estimate - clean).square()).sum() / draws.total(mask.sum())
+        loss = (weight[:, None] * mask * (estimate - clean).square()).sum() / draws.process_mean(mask.sum())
         figures = {"loss": loss.item(), **self.policy.figures()}
         extra = self.policy.regularisation()
         return (loss if extra is None else loss + extra), figures

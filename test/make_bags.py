@@ -43,6 +43,15 @@ def trajectory(stamp_ns: int, names=("x", "y"), positions=(0.0, 0.0)):
     return T["trajectory_msgs/msg/JointTrajectory"](header=header(stamp_ns), joint_names=list(names), points=[point])
 
 
+def text(data: str):
+    return T["std_msgs/msg/String"](data=data)
+
+
+def floats(data):
+    layout = T["std_msgs/msg/MultiArrayLayout"](dim=[], data_offset=0)
+    return T["std_msgs/msg/Float32MultiArray"](layout=layout, data=np.asarray(data, np.float32))
+
+
 def serialize(message) -> bytes:
     return bytes(STORE.serialize_cdr(message, message.__msgtype__))
 

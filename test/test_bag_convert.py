@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_bags import SECOND, image, joint_state, trajectory, write_bag, write_mcap
+from make_bags import SECOND, floats, image, joint_state, text, trajectory, write_bag, write_mcap
 
 from ros_vdd.config import dump_yaml
 from ros_vdd.data.bag import Bag
@@ -277,3 +277,69 @@ def test_a_recorded_bag_gives_gapless_frames_of_its_own_values():
     for arrays, _ in episodes:
         assert set(np.diff(arrays["stamp_ns"])) == {DT}
         assert set(map(tuple, arrays["state"])) | set(map(tuple, arrays["action"])) <= values
+
+
+TASKS = {"topic": "goal", "type": "std_msgs/msg/String", "tasks": ["push", "pull", "lift"]}
+
+
+def goals(*given):
+    """Goals by the time in ms at which they are received."""
+    return [("/goal", START + round(ms * MS), message if hasattr(message, "data") else text(message)) for ms, message in given]
+
+
+def told(folder, *given, spec=None):
+    """Convert ten ticks with goals beside them; images arrive 30 ms after their stamp."""
+    bag_of(folder, camera(range(10)), arm(range(0, 1000, 10)), commands(range(40, 1000, 100)), goals(*given))
+    return convert(folder, spec or robot(goal=TASKS))
+
+
+def test_each_frame_has_the_goal_received_before_its_image(tmp_path):
+    ((arrays, _),) = told(tmp_path / "bag", (-50, "push"), (325, "pull"), (326, "lift"), (731, "push"))
+    # Image 3 is stamped 300 ms and arrives at 330 ms: on the robot, too, the goal would have been there before it.
+    assert arrays["goal"].shape == (10, 3) and arrays["goal"].dtype == np.float32
+    assert arrays["goal"].argmax(axis=1).tolist() == [0, 0, 0, 2, 2, 2, 2, 2, 0, 0]
+    assert "age_ns.goal" not in arrays
+
+
+def test_a_goal_needs_no_clock_of_its_own(tmp_path):
+    """Recorded by the wall clock, stamped by a simulation that began long ago."""
+    late = 77_000 * SECOND
+    events = [camera(range(5)), arm(range(0, 500, 10)), commands(range(40, 500, 100)), goals((-1, "pull"), (210, "lift"))]
+    folder = bag_of(tmp_path / "bag", [(t, s + late, m) for group in events for t, s, m in group])
+    ((arrays, _),) = convert(folder, robot(goal=TASKS))
+    assert arrays["goal"].argmax(axis=1).tolist() == [1, 1, 2, 2, 2]
+
+
+def test_frames_before_the_first_goal_are_left_out(tmp_path):
+    ((arrays, _),) = told(tmp_path / "bag", (340, "pull"))
+    assert arrays["stamp_ns"].tolist() == [START + k * DT for k in range(4, 10)]
+
+
+def test_a_goal_that_comes_too_late_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"goal \(topic '/goal'\): it came after the last message of the first stream"):
+        told(tmp_path / "bag", (3000, "push"))
+
+
+def test_a_bag_without_the_goal_s_topic_is_refused(tmp_path):
+    bag_of(tmp_path / "bag", camera(range(10)), arm(range(0, 1000, 10)), commands(range(40, 1000, 100)))
+    with pytest.raises(DataError, match="topic 'goal' of goal is absent"):
+        convert(tmp_path / "bag", robot(goal=TASKS))
+
+
+def test_an_unknown_task_is_refused_and_the_goal_before_stays(tmp_path):
+    ((arrays, meta),) = told(tmp_path / "bag", (-50, "push"), (300, "sweep"), (601, "lift"))
+    assert arrays["goal"].argmax(axis=1).tolist() == [0] * 6 + [2] * 4
+    assert meta["refused"] == {"goal": "1 of 3: 'goal': no task 'sweep'; available: lift, pull, push"}
+    with pytest.raises(DataError, match="all 1 messages were refused: 'goal': no task 'sweep'"):
+        told(tmp_path / "none", (-50, "sweep"))
+
+
+def test_a_goal_may_be_a_vector(tmp_path):
+    spec = robot(goal={"topic": "goal", "type": "std_msgs/msg/Float32MultiArray", "size": 2})
+    ((arrays, _),) = told(tmp_path / "bag", (-50, floats([0.5, -1])), spec=spec)
+    assert arrays["goal"].tolist() == [[0.5, -1.0]] * 10
+
+
+def test_a_goal_of_another_type_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds std_msgs/msg/String; the robot file says std_msgs/msg/Int32"):
+        told(tmp_path / "bag", (-50, "push"), spec=robot(goal={**TASKS, "type": "std_msgs/msg/Int32"}))

@@ -182,3 +182,41 @@ def test_pictures_outside_the_range_of_a_byte_are_never_guessed(scale, offset, t
     write_buffer(tmp_path / "b.zarr", img=images)
     with pytest.raises(DataError, match="'images.top': float32 values.*expected 0 to 255"):
         read(tmp_path / "b.zarr")
+
+
+PLACES = np.array([0, 0, 0, 0, 2, 2, 2, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "array, said",
+    [
+        (PLACES, "task"),
+        (PLACES[:, None].astype(np.float32), "task"),
+        (np.stack([PLACES * 0, PLACES], axis=1), "task[1:2]"),
+        (np.eye(3, dtype=np.float64)[PLACES], "task"),
+        (np.eye(5)[PLACES + 1], "task[1:4]"),
+    ],
+    ids=["numbers", "a column of numbers", "one of several columns", "one-hots", "columns of one-hots"],
+)
+def test_goals_are_task_numbers_or_vectors(array, said, tmp_path):
+    write_buffer(tmp_path / "b.zarr", task=array)
+    episodes = read(tmp_path / "b.zarr", {**MAP, "goal": said}, toy.SEEING_TOLD)
+    found = np.concatenate([episode["goal"] for episode, _ in episodes])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.eye(3)[PLACES])
+
+
+@pytest.mark.parametrize(
+    "array, said, words",
+    [
+        (PLACES + 1, "task", "no task 3; available: 0 push, 1 pull, 2 lift"),
+        (PLACES * 0.5, "task", "'goal' holds 0.5; expected task numbers, 0 to 2"),
+        (np.eye(4)[PLACES], "task", r"'goal' of robot 'toy' has shape \(3,\)"),
+        (PLACES, "task[0:1]", r"'goal' of robot 'toy' has shape \(3,\)"),
+        (PLACES, "tasks", "no array 'tasks' for 'goal'"),
+    ],
+)
+def test_goals_that_are_none_are_refused(array, said, words, tmp_path):
+    write_buffer(tmp_path / "b.zarr", task=array)
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / "b.zarr", {**MAP, "goal": said}, toy.SEEING_TOLD)

@@ -5,6 +5,7 @@ Ticks lie 1 / rate_hz apart, from the first stamp of the reference stream (first
 every stream has a sample, to the last at or before the end of the shortest stream. A tick t has
 
     observation   of each stream the newest sample stamped at or before t, no older than its max_age_s
+    goal          the newest one received before the message of the reference stream that is in force at t, however old
     action        the newest command stamped before t + dt, no older than the source's max_age_s at t + dt
 
 An observation never looks ahead of its tick. The action does by up to dt, because it is what the demonstrator did in
@@ -12,7 +13,7 @@ An observation never looks ahead of its tick. The action does by up to dt, becau
 position is, just before t + dt, where the follower has to be by then. That is the time rule of a chunk: action k is
 in force in [t0 + k dt, t0 + (k + 1) dt) and stands at its end. No tick lies after the last command.
 
-Ticks that lack a stream at the ends of a bag are left out; in the middle they split it into several episodes, so
+Ticks that lack a stream at the ends of a bag, or come before its first goal, are left out; in the middle they split it into several episodes, so
 that no training window reaches over a gap. What was left out and why is in the episode's meta.
 """
 
@@ -28,7 +29,7 @@ import numpy as np
 
 from ros_vdd.config import parse_yaml
 from ros_vdd.data.bag import ROBOT_KEY, TASK_KEY, Bag
-from ros_vdd.data.bag_streams import BagStream, Tick, action_stream, observation_streams
+from ros_vdd.data.bag_streams import BagStream, GoalStream, Tick, action_stream, goal_stream, observation_streams
 from ros_vdd.errors import ConfigError, DataError
 from ros_vdd.streams.resample import Missing
 from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
@@ -47,8 +48,8 @@ def episodes_from_bag(
         recover: read what is left of a damaged MCAP.
 
     Returns:
-        arrays: "images.NAME" (N, H, W, 3) uint8, "state" (N, S) float32, "action" (N, A) float32, "stamp_ns" (N,)
-            int64 (the ticks), and "age_ns.STREAM" (N,) int64: of an observation at t, of the action at t + dt.
+        arrays: "images.NAME" (N, H, W, 3) uint8, "state" (N, S) float32, "goal" (N, G) float32, "action"
+            (N, A) float32, "stamp_ns" (N,) int64 (the ticks), and "age_ns.STREAM" (N,) int64: of an observation at t, of the action at t + dt.
         meta: source, task, segment (its number within the bag), warnings, refused messages by stream, and why
             ticks beside it were left out.
 
@@ -57,8 +58,9 @@ def episodes_from_bag(
             two ticks in a row are complete, with the reason.
     """
     bag = Bag.open(path, recover)
-    streams = [*observation_streams(bag, robot), action_stream(bag, robot)]  # the action stands last
-    _fill(bag, streams)
+    observed, goal = observation_streams(bag, robot), goal_stream(bag, robot)
+    streams = [*observed, *([goal] if goal else []), action_stream(bag, robot)]  # the action stands last
+    _fill(bag, streams, goal)
     ticks = _ticks(bag, streams, robot)
     runs = [(whole, list(run)) for whole, run in groupby(ticks, key=lambda tick: tick.missing is None)]
     if not any(whole and len(run) >= MIN_FRAMES for whole, run in runs):
@@ -75,16 +77,17 @@ def episodes_from_bag(
             segment += 1
 
 
-def _fill(bag: Bag, streams: list[BagStream]) -> None:
+def _fill(bag: Bag, streams: list[BagStream], goal: GoalStream | None) -> None:
     by_topic: dict[str, list[BagStream]] = {}
     for stream in streams:
         by_topic.setdefault(stream.topic, []).append(stream)
     for topic, log_time_ns, message in bag.messages(by_topic):
         for stream in by_topic[topic]:
-            stream.push(message, log_time_ns)
+            stamp = stream.push(message, log_time_ns)
+            if goal and stamp is not None and stream is streams[0]:
+                goal.begin(stamp)
     for stream in streams:
-        if not stream.stamps:
-            why = f"all {stream.received} messages were refused: {stream.refusal}" if stream.received else "no messages"
+        if why := stream.why_empty():
             raise DataError(f"'{bag.path}', {stream.key} (topic '{stream.topic}'): {why}")
         if stream.buffer.resets:
             raise DataError(
@@ -94,7 +97,7 @@ def _fill(bag: Bag, streams: list[BagStream]) -> None:
 
 
 def _ticks(bag: Bag, streams: list[BagStream], robot: RobotSpec) -> list[Tick]:
-    end_ns = min(s.stamps[-1] for s in streams)
+    end_ns = min(s.stamps[-1] for s in streams if not isinstance(s, GoalStream))
     observed = streams[:-1]
     start_ns = next((s for s in observed[0].stamps if not any(isinstance(o.at(s), Missing) for o in observed)), None)
     if start_ns is None or start_ns > end_ns:
@@ -114,9 +117,11 @@ def _arrays(run: list[Tick], robot: RobotSpec) -> dict[str, np.ndarray]:
     arrays = {f"images.{name}": values[f"images_{name}"] for name in robot.cameras}
     if robot.states:
         arrays["state"] = np.concatenate([values[f"states_{name}"] for name in robot.states], axis=1)
+    if robot.goal:
+        arrays["goal"] = values["goal"]
     arrays["action"] = values["action"]
     arrays["stamp_ns"] = np.array([tick.stamp_ns for tick in run], dtype=np.int64)
-    for key in keys:
+    for key in (key for key in keys if key != "goal"):
         arrays[f"age_ns.{key}"] = np.array([tick.samples[key].age_ns for tick in run], dtype=np.int64)
     return arrays
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from ros_vdd.data.bag import Bag
 from ros_vdd.errors import DataError, StreamError, suggest
-from ros_vdd.streams.codecs import decode_action, decode_image, decode_joint_state, stamp_ns
+from ros_vdd.streams.codecs import decode_action, decode_goal, decode_image, decode_joint_state, stamp_ns
 from ros_vdd.streams.resample import Missing, PartialState, Sample, StreamBuffer
-from ros_vdd.streams.spec import CameraSpec, JointStateSpec, RobotSpec
+from ros_vdd.streams.spec import CameraSpec, GoalSpec, JointStateSpec, RobotSpec
+
+FOREVER_NS = 1 << 62  # a goal never grows old
 
 
 @dataclass
@@ -20,7 +22,7 @@ class BagStream:
     """One stream of the robot file, filled from one topic of a bag.
 
     Attributes:
-        key: "images_NAME", "states_NAME" or "action".
+        key: "images_NAME", "states_NAME", "goal" or "action".
         topic: as it is called in the bag.
         stamp: "header" or "receive", the log time.
         stamps: [ns] of all messages used, ascending.
@@ -37,8 +39,8 @@ class BagStream:
     refused: int = 0
     refusal: str = ""
 
-    def push(self, message: Any, log_time_ns: int) -> None:
-        """Take one message; one that can't be decoded is counted and never used, as on the robot."""
+    def push(self, message: Any, log_time_ns: int) -> int | None:
+        """Take one message and return its stamp [ns]; one that can't be decoded is counted and never used, as on the robot."""
         self.received += 1
         try:
             stamp = log_time_ns if self.stamp == "receive" else stamp_ns(message)
@@ -48,13 +50,48 @@ class BagStream:
         except StreamError as error:
             self.refused += 1
             self.refusal = self.refusal or str(error)
-            return
-        if used:
-            insort(self.stamps, stamp)
+            return None
+        if not used:
+            return None
+        insort(self.stamps, stamp)
+        return stamp
+
+    def why_empty(self) -> str | None:
+        """Return why no message was used, or None where one was."""
+        if self.stamps:
+            return None
+        return f"all {self.received} messages were refused: {self.refusal}" if self.received else "no messages"
 
     def at(self, tick_ns: int) -> Sample | Missing:
         """Return the sample in force at a tick, or why there is none."""
         return self.buffer.at(tick_ns)
+
+
+class GoalStream(BagStream):
+    """The goal, which has no stamp: it counts from the first message of the reference stream that was received after it.
+
+    So it is on the robot, too; and clocks needn't agree.
+    """
+
+    def __init__(self, topic: str, spec: GoalSpec, capacity: int):
+        super().__init__("goal", topic, "receive", StreamBuffer(FOREVER_NS, capacity, "goal"), self._wait)
+        self._spec, self._next = spec, None
+
+    def _wait(self, stamp: int, message: Any) -> bool:
+        self._next = decode_goal(message, self._spec)
+        return False
+
+    def begin(self, tick_ns: int) -> None:
+        """Let the newest goal count from a stamp of the reference stream on."""
+        if self._next is not None:
+            self.buffer.push(tick_ns, self._next)
+            insort(self.stamps, tick_ns)
+            self._next = None
+
+    def why_empty(self) -> str | None:
+        """Return why no goal ever counted, or None where one did."""
+        late = self._next is not None and not self.stamps
+        return "it came after the last message of the first stream; publish it before the demonstration" if late else super().why_empty()
 
 
 @dataclass(frozen=True)
@@ -81,6 +118,18 @@ def observation_streams(bag: Bag, robot: RobotSpec) -> list[BagStream]:
     """
     cameras = [_camera(bag, name, spec) for name, spec in robot.cameras.items()]
     return cameras + [_joint_state(bag, name, spec) for name, spec in robot.states.items()]
+
+
+def goal_stream(bag: Bag, robot: RobotSpec) -> GoalStream | None:
+    """Return the goal, empty; None for a robot without one.
+
+    Raises:
+        DataError: the bag lacks the topic or holds it as another type.
+    """
+    if robot.goal is None:
+        return None
+    topic, count = _find(bag, "goal", robot.goal.topic, robot.goal.type)
+    return GoalStream(topic, robot.goal, count)
 
 
 def action_stream(bag: Bag, robot: RobotSpec) -> BagStream:

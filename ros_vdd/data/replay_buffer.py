@@ -2,7 +2,8 @@
 """Diffusion Policy's replay buffer (zarr v2: `data/NAME`, `meta/episode_ends`) as episodes.
 
 What each array means isn't in the file, so it is said: a map from our names to `ARRAY` or `ARRAY[FIRST:LAST]` (columns).
-Arrays that aren't mapped are kept as `extra.NAME`. The buffer holds no stamps; frames are `1 / rate_hz` apart by definition.
+Arrays that aren't mapped are kept as `extra.NAME`. A "goal" has its G columns, or one with the task's number. The buffer holds no
+stamps; frames are `1 / rate_hz` apart by definition.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ros_vdd.errors import DataError, suggest
-from ros_vdd.streams.spec import RobotSpec
+from ros_vdd.errors import ConfigError, DataError, suggest
+from ros_vdd.streams.spec import GoalSpec, RobotSpec
 
 _SELECTION = re.compile(r"(\w+)(?:\[(\d+):(\d+)\])?")
 
@@ -46,6 +47,8 @@ def episodes_from_replay_buffer(
     for index, end in enumerate(int(e) for e in ends):
         frames = slice(start, end)
         episode = {ours: _convert(ours, _read(arrays, a, frames, path), columns) for ours, (a, columns) in selections.items()}
+        if robot.goal:
+            episode["goal"] = _goals(episode["goal"], robot.goal)
         whole = {a for a, columns in selections.values() if columns is None}
         for name in sorted(arrays.keys() - whole):
             values = _read(arrays, name, frames, path)
@@ -93,7 +96,7 @@ def _require_chunks(folder: Path, array) -> None:
 
 
 def _selections(robot: RobotSpec, mapping: Mapping[str, str], arrays: Mapping, path: Path) -> dict:
-    wanted = {**robot.observation_shapes(), "action": (robot.action_size,)}
+    wanted = {**robot.observation_shapes(), "action": (robot.action_size,), **({"goal": (robot.goal_size,)} if robot.goal else {})}
     unknown = mapping.keys() - wanted.keys()
     if unknown:
         raise DataError(f"--map names '{sorted(unknown)[0]}'; {suggest(sorted(unknown)[0], wanted)}")
@@ -111,12 +114,30 @@ def _selection(ours: str, shape: tuple, robot: RobotSpec, mapping: Mapping[str, 
     columns = (int(match[2]), int(match[3])) if match[2] else None
     found = arrays[match[1]].shape[1:]
     taken = (max(0, min(columns[1], found[0]) - columns[0]),) if columns and found else found
-    if tuple(taken) != tuple(shape):
+    numbered = ours == "goal" and robot.goal.tasks and (tuple(taken) == (1,) or not found and not columns)
+    if tuple(taken) != tuple(shape) and not numbered:
         raise DataError(
             f"'{ours}' of robot '{robot.name}' has shape {shape}, '{text}' in '{path}' gives {tuple(taken)} (array {found}); "
             + (f"choose columns with --map {ours}={match[1]}[0:{shape[0]}]" if len(shape) == 1 else "change the robot file")
         )
     return match[1], columns
+
+
+def _goals(values: np.ndarray, goal: GoalSpec) -> np.ndarray:
+    """Return goals `(N, G)`; task numbers `(N,)` or `(N, 1)` become one-hots.
+
+    Raises:
+        DataError: there is no task of a number.
+    """
+    if values.ndim == 2 and (values.shape[1] > 1 or not goal.tasks):
+        return values
+    numbers = values.reshape(-1)
+    if broken := [n for n in numbers if not float(n).is_integer()]:
+        raise DataError(f"'goal' holds {broken[0]}; expected task numbers, 0 to {goal.length - 1}")
+    try:
+        return np.stack([goal.encode(int(n)) for n in numbers])
+    except ConfigError as error:
+        raise DataError(f"'goal' holds task numbers: {error}") from error
 
 
 def _read(arrays: Mapping, name: str, frames: slice, path: Path) -> np.ndarray:

@@ -9,11 +9,15 @@ from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.serialization import deserialize_message  # noqa: E402
 from ros_peers import start  # noqa: E402
 from sensor_msgs.msg import Image, JointState  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E402
 
 from ros_vdd.data.bag import Bag  # noqa: E402
+from ros_vdd.config import dump_yaml, to_plain  # noqa: E402
+from ros_vdd.nodes.messages import LATCHED_QOS  # noqa: E402
 from ros_vdd.nodes.recorder_node import RecorderNode  # noqa: E402
+from ros_vdd.streams.spec import load_robot  # noqa: E402
 
 TRIES = 400
 
@@ -21,8 +25,8 @@ TRIES = 400
 class Robot:
     """The recorder, a second node that publishes what the pusht robot does, and an executor that both share."""
 
-    def __init__(self, root):
-        given = ["robot:=pusht", f"root:={root}", "task:=push", "silent_after_s:=60.0"]
+    def __init__(self, root, robot="pusht"):
+        given = [f"robot:={robot}", f"root:={root}", "task:=push", "silent_after_s:=60.0"]
         rclpy.init(args=["--ros-args", *(word for p in given for word in ("-p", p))])
         self.recorder = RecorderNode()
         self.node = rclpy.create_node("robot")
@@ -76,13 +80,13 @@ def robot(tmp_path):
     robot.close()
 
 
-def hear(robot):
+def hear(robot, topics=3):
     """Publish until every topic is heard: the first messages are lost while the nodes find each other."""
     for _ in range(TRIES):
         robot.publish(0)
         for _ in range(20):
             robot.executor.spin_once(timeout_sec=0.05)
-        if len(robot.recorder._recorder._heard_ns) == 3:
+        if len(robot.recorder._recorder._heard_ns) == topics:
             return
     raise AssertionError(f"heard only {list(robot.recorder._recorder._heard_ns)}")
 
@@ -118,6 +122,25 @@ def test_closing_the_node_completes_the_episode(robot, tmp_path):
     robot.recorder.destroy_node()
     bag = Bag.open(tmp_path / "push" / "episode_000000")
     assert sorted(info.count for info in bag.topics.values()) == [1, 1, 1]
+
+
+def test_a_goal_published_before_the_recorder_came_is_in_every_bag(tmp_path):
+    tasks = {"topic": "goal", "type": "std_msgs/msg/String", "tasks": ["push", "pull"]}
+    path = tmp_path / "told.yaml"
+    path.write_text(dump_yaml({**to_plain(load_robot("pusht")), "goal": tasks}))
+    robot = Robot(tmp_path, path)
+    try:
+        robot.node.create_publisher(String, "goal", LATCHED_QOS).publish(String(data="pull"))
+        robot.spin_until(lambda: "/goal" in robot.recorder._recorder._heard_ns)
+        hear(robot, 4)
+        assert robot.call("start_episode").success
+        robot.publish(1)
+        robot.spin_until(lambda: robot.received() == 4)
+        assert robot.call("stop_episode").success
+    finally:
+        robot.close()
+    ((first, _, message),) = Bag.open(tmp_path / "push" / "episode_000000").messages(["/goal"])
+    assert message.data == "pull"
 
 
 def test_no_robot_file_is_refused():

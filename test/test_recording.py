@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from make_bags import SECOND, image, joint_state, serialize, trajectory
+from make_bags import SECOND, image, joint_state, serialize, text, trajectory
 
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_convert import episodes_from_bag
@@ -148,3 +148,41 @@ def test_a_full_disk_ends_the_episode_and_is_told(recorder, tmp_path, clock, mon
 def test_a_task_that_leaves_the_folder_is_refused(tmp_path, clock, task):
     with pytest.raises(DataError, match="folder name"):
         EpisodeRecorder(tmp_path, task, load_robot("pusht"), TOPICS, [], clock)
+
+
+@pytest.fixture
+def told(tmp_path, clock):
+    """A recorder of a robot with a goal."""
+    topics = {"/goal": "std_msgs/msg/String", **TOPICS}
+    return EpisodeRecorder(tmp_path, "push", load_robot("pusht"), topics, ["/goal", "/joint_states"], clock, latched=["/goal"])
+
+
+def goals(folder):
+    return [(m.log_time_ns, m.message.data) for m in Bag.open(folder).messages(["/goal"])]
+
+
+def test_every_episode_begins_with_the_goal_that_was_latched(told, tmp_path, clock):
+    told.receive("/goal", 1, serialize(text("push")))
+    clock.now_ns += 100 * SECOND
+    for first in (1000, 2000):
+        assert demonstrate(told, 0).success  # the goal is old, not silent
+        told.receive("/joint_states", first, DATA)
+        told.receive("/goal", first + 1, serialize(text("pull")))
+        assert told.stop().success
+    assert goals(tmp_path / "push" / "episode_000000") == [(1000, "push"), (1001, "pull")]
+    assert goals(tmp_path / "push" / "episode_000001") == [(2000, "pull"), (2001, "pull")]
+    first = next(Bag.open(tmp_path / "push" / "episode_000000").messages())
+    assert first.topic == "/goal"  # before the message of the same time: the goal counts for it
+
+
+def test_a_goal_that_comes_first_takes_the_place_of_the_latched_one(told, tmp_path):
+    told.receive("/goal", 1, serialize(text("push")))
+    demonstrate(told, 0)
+    told.receive("/goal", 5, serialize(text("lift")))
+    told.receive("/joint_states", 6, DATA)
+    told.stop()
+    assert goals(tmp_path / "push" / "episode_000000") == [(5, "lift")]
+
+
+def test_start_is_refused_while_no_goal_was_given(told):
+    assert demonstrate(told, 0).message == "not started: /goal (std_msgs/msg/String) never came"

@@ -12,18 +12,21 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import Float32MultiArray, Float64MultiArray, Int32, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from ros_vdd.runtime.chunking import ActionChunk
-from ros_vdd.streams.codecs import encode_array, encode_joint_state, encode_trajectory
-from ros_vdd.streams.spec import ActionSpec
+from ros_vdd.streams.codecs import encode_array, encode_goal, encode_joint_state, encode_trajectory
+from ros_vdd.streams.spec import ActionSpec, GoalSpec
 
 CLASSES = {
     "sensor_msgs/msg/Image": Image,
     "sensor_msgs/msg/CompressedImage": CompressedImage,
     "sensor_msgs/msg/JointState": JointState,
+    "std_msgs/msg/Float32MultiArray": Float32MultiArray,
     "std_msgs/msg/Float64MultiArray": Float64MultiArray,
+    "std_msgs/msg/Int32": Int32,
+    "std_msgs/msg/String": String,
     "trajectory_msgs/msg/JointTrajectory": JointTrajectory,
 }
 
@@ -67,6 +70,13 @@ def command_message(action: ActionSpec, positions: np.ndarray, stamp_ns: int) ->
     else:
         period_ns = round(1e9 / action.command_rate_hz)
         encode_trajectory(message, [JointTrajectoryPoint()], action.joints, positions[None], period_ns)
+    return message
+
+
+def goal_message(spec: GoalSpec, goal: np.ndarray) -> Any:
+    """Return a goal (G,) in the type of the robot file."""
+    message = CLASSES[spec.type]()
+    encode_goal(message, spec, goal)
     return message
 
 

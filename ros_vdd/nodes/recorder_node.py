@@ -16,7 +16,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from std_srvs.srv import Trigger
 
 from ros_vdd.errors import ConfigError
-from ros_vdd.nodes.messages import CLASSES
+from ros_vdd.nodes.messages import CLASSES, LATCHED_QOS
 from ros_vdd.nodes.parameters import Parameter, declare
 from ros_vdd.nodes.process import run
 from ros_vdd.nodes.transport import image_problem
@@ -38,7 +38,7 @@ FLUSH_PERIOD_S = 0.1
 class RecorderNode(Node):
     """Subscriptions, services and a timer around an `EpisodeRecorder`, all in the executor's one thread.
 
-    Subscriptions are best effort, which matches reliable and best-effort publishers alike. A message's log time is
+    Subscriptions are best effort, which matches reliable and best-effort publishers alike; that of the goal is latched. A message's log time is
     this node's clock when it came: simulation time under `use_sim_time`.
     """
 
@@ -52,21 +52,24 @@ class RecorderNode(Node):
             self.get_logger().warning(problem)
         names = {topic: self.resolve_topic_name(topic) for topic in robot.topics()}
         observed = [stream.topic for stream in (*robot.cameras.values(), *robot.states.values())]
+        latched = [robot.goal.topic] if robot.goal else []
         self._recorder = EpisodeRecorder(
             root=Path(parameters.root).expanduser(),
             task=parameters.task,
             robot=robot,
             topics={names[topic]: type_name for topic, type_name in robot.topics().items()},
-            required=[names[topic] for topic in dict.fromkeys([*observed, robot.action.demonstrated.topic])],
+            required=[names[topic] for topic in dict.fromkeys([*observed, *latched, robot.action.demonstrated.topic])],
             clock=time.monotonic_ns,
             silent_after_s=parameters.silent_after_s,
+            latched=[names[topic] for topic in latched],
             chunk_s=parameters.chunk_s,
             fsync_s=parameters.fsync_s,
             ros_distro=os.environ.get("ROS_DISTRO", ""),
         )
         qos = QoSProfile(depth=parameters.queue_depth, reliability=ReliabilityPolicy.BEST_EFFORT)
         for topic, type_name in robot.topics().items():
-            self.create_subscription(CLASSES[type_name], topic, partial(self._receive, names[topic]), qos, raw=True)
+            take = partial(self._receive, names[topic])
+            self.create_subscription(CLASSES[type_name], topic, take, LATCHED_QOS if topic in latched else qos, raw=True)
         for service, action in {
             "start_episode": self._recorder.start,
             "stop_episode": self._recorder.stop,

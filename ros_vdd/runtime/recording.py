@@ -44,6 +44,8 @@ class EpisodeRecorder:
         required: those of `topics` without which an episode is worth nothing.
         clock: [ns] steady time.
         silent_after_s: [s] a required topic without a message for so long is silent, and start is refused.
+        latched: those of `topics` whose newest message counts however old it is. An episode begins with it, at the log time of
+            its first message; they are never silent.
         writer_options: handed to `BagWriter`.
 
     Raises:
@@ -59,6 +61,7 @@ class EpisodeRecorder:
         required: Iterable[str],
         clock: Callable[[], int],
         silent_after_s: float = 1.0,
+        latched: Iterable[str] = (),
         **writer_options,
     ) -> None:
         if not _TASK.fullmatch(task):
@@ -73,6 +76,9 @@ class EpisodeRecorder:
         self._clock, self._silent_ns = clock, round(silent_after_s * 1e9)
         self._writer_options = writer_options
         self._heard_ns: dict[str, int] = {}
+        self._latched = frozenset(latched)
+        self._newest: dict[str, bytes] = {}  # message of each latched topic
+        self._opening: dict[str, bytes] = {}  # those messages as an episode is to begin with
         self._writer: BagWriter | None = None
         self._last: Path | None = None  # the episode that discard means while none is being recorded
         self._discarded: list[Path] = []
@@ -85,7 +91,9 @@ class EpisodeRecorder:
     def receive(self, topic: str, log_time_ns: int, data: bytes) -> None:
         """Take one message as it came; it is written while an episode is being recorded."""
         self._heard_ns[topic] = self._clock()
-        self._guard(lambda writer: writer.write(topic, log_time_ns, data))
+        if topic in self._latched:
+            self._newest[topic] = data
+        self._guard(lambda writer: self._write(writer, topic, log_time_ns, data))
 
     def tick(self) -> None:
         """Write what waits; call it a few times a second, so that a pause of all topics leaves nothing in memory."""
@@ -104,7 +112,7 @@ class EpisodeRecorder:
             self._writer = BagWriter(folder, self._topics, self._custom_data, self._clock, **self._writer_options)
         except (OSError, RosVddError) as error:
             return Reply(False, f"not started: {error}")
-        self.failure, self._last = "", None
+        self.failure, self._last, self._opening = "", None, dict(self._newest)
         return Reply(True, f"recording {folder}")
 
     def stop(self) -> Reply:
@@ -148,6 +156,13 @@ class EpisodeRecorder:
         self._discarded.pop()
         return Reply(True, f"{self._last} is back")
 
+    def _write(self, writer: BagWriter, topic: str, log_time_ns: int, data: bytes) -> None:
+        """Write a message, before the first one what was latched; the message itself may already be newer than that."""
+        opening, self._opening = self._opening, {}
+        for name in opening.keys() - {topic}:
+            writer.write(name, log_time_ns, opening[name])
+        writer.write(topic, log_time_ns, data)
+
     def _guard(self, action: Callable[[BagWriter], None]) -> None:
         """Let the writer do something; a failing disk ends the episode and is told, never raised into a callback."""
         if not self._writer:
@@ -164,7 +179,7 @@ class EpisodeRecorder:
 
     def _is_silent(self, topic: str) -> bool:
         heard_ns = self._heard_ns.get(topic)
-        return heard_ns is None or self._clock() - heard_ns > self._silent_ns
+        return heard_ns is None or topic not in self._latched and self._clock() - heard_ns > self._silent_ns
 
     def _silence(self, topic: str) -> str:
         heard_ns = self._heard_ns.get(topic)

@@ -62,7 +62,7 @@ class ExactTeacher:
         self.denoiser = VpDenoiser(ExactEpsilon(steps), steps)
         self.levels, self.score, self.released_score = self.denoiser.levels, self.denoiser.score, self.denoiser.released_score
 
-    def context(self, batch):
+    def context(self, batch, draws):
         """Return the observation, which says nothing, `(B, 1)`."""
         return batch["state"].flatten(1)
 

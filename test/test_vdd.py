@@ -28,7 +28,7 @@ class TwoModes:
 
     levels = None
 
-    def context(self, batch):
+    def context(self, batch, draws):
         return batch["state"].flatten(1)
 
     def score(self, x, sigma, context):
@@ -187,7 +187,7 @@ class Recording(TwoModes):
         super().__init__()
         self._seen = seen
 
-    def context(self, batch):
+    def context(self, batch, draws):
         self._seen.append(batch)
         return batch["state"].flatten(1)
 

@@ -11,16 +11,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="the training stack needs torch")
 
 import toy  # noqa: E402
-from ros_vdd import backends  # noqa: E402
+from ros_vdd import backends, policies  # noqa: E402
 from ros_vdd.config import build  # noqa: E402
 from ros_vdd.data.dataset import Windows  # noqa: E402
 from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
-from ros_vdd.methods import score_matching  # noqa: E402
+from ros_vdd.methods import score_matching, vdd  # noqa: E402
 from ros_vdd.offline.export import export, resampled  # noqa: E402
 from ros_vdd.offline.inspect import describe_policy  # noqa: E402
 from ros_vdd.offline.inspect_tables import show_policy  # noqa: E402
 from ros_vdd.offline.training_run import TrainingRun  # noqa: E402
+from ros_vdd.policies.mixture import MixtureConfig  # noqa: E402
 from ros_vdd.policies.window import WindowConfig  # noqa: E402
 from ros_vdd.runtime.inference import PolicyRunner  # noqa: E402
 from ros_vdd.training.config import TrainConfig  # noqa: E402
@@ -103,11 +104,31 @@ def test_a_score_asks_about_the_newest_action_behind_the_recorded_ones(policy):
     seen, batch, a = seen_by(policy), batch_of(), random(4, A, seed=3)
     sigma, noise = sigma_of(policy), random(4, T - 1, A, seed=4)
     with torch.no_grad():
-        policy._ask(policy.denoiser, a, sigma, policy.context(batch, noise))
+        policy._ask(policy.denoiser, a, sigma, policy._context(batch, noise))
     window, level, features = seen[0]
     past = policy.action_normalizer(batch["past_actions"]) + sigma[:, None, None] * noise
     torch.testing.assert_close(window, torch.cat([past, a[:, None]], dim=1))
     assert torch.equal(level, sigma) and torch.equal(features, policy.condition(batch))
+
+
+@pytest.mark.parametrize("noise", ["matched", "clean"])
+def test_a_student_asks_about_earlier_actions_noised_as_in_training(policy, noise):
+    """Unit noise at the asked level, one draw a row: the same for every expert and sample, another for each row and step."""
+    rows, experts, samples = 500, 2, 3
+    batch, asked, real = batch_of(rows), [], policy.denoiser.score
+    policy.denoiser.score = lambda x, s, c: (asked.append((x.unflatten(1, (T, A)), s)), real(x, s, c))[1]
+    student = policies.MixturePolicy(toy.BLIND, build(MixtureConfig, {**toy.NETWORKS["mixture"], **PER_STEP, "experts": experts}))
+    student.action_normalizer = policy.action_normalizer
+    options = vdd.Options(samples=samples, noise=noise, sigma_min=0.05, sigma_max=1.0)
+    for seed in range(2):
+        vdd.Method(options, student, policy).loss(batch, Draws(seed))
+    past = policy.action_normalizer(batch["past_actions"]).repeat_interleave(experts * samples, dim=0)
+    drawn = [((x[:, :-1] - past) / s[:, None, None]).unflatten(0, (rows, -1)) for x, s in asked]
+    for unit in drawn:
+        torch.testing.assert_close(unit, unit[:, :1].expand_as(unit), rtol=0, atol=1e-3)
+        numbers = unit[:, 0].flatten()  # 2000 of N(0, 1): standard errors 0.022 and 0.016
+        assert abs(numbers.mean()) < 0.11 and abs(numbers.std() - 1) < 0.08
+    assert not torch.allclose(drawn[0], drawn[1])
 
 
 def test_the_score_agrees_with_the_clean_estimate(policy):

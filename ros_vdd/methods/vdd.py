@@ -84,7 +84,7 @@ class Method:
         """Put the experts where `initialise` says, before the first step."""
 
         def sampled(batch: dict[str, Tensor]) -> Tensor:
-            return self._sampled(self.teacher.context(batch), draws)
+            return self._sampled(self.teacher.context(batch, draws), draws)
 
         chunks = sampled if self.options.initialise == "teacher" else None
         start_experts(self.policy, self.options.initialise, data, draws, chunks)
@@ -94,7 +94,7 @@ class Method:
         options, moved = self.options, self._moved(batch, draws)
         mixture, steady = self._mixtures(moved)
         with torch.no_grad():
-            context = self.teacher.context(moved)
+            context = self.teacher.context(moved, draws)
         experts = mixture.means.new_zeros(())
         if options.expert_weight:
             experts = self._experts(mixture, steady.detach(), context, draws, progress)

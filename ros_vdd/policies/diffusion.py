@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ros_vdd.diffusion.denoiser import Denoiser
+from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.sampling import SOLVERS, evaluations
 from ros_vdd.diffusion.schedule import exponential_sigmas, karras_sigmas
 from ros_vdd.diffusion.vp import VpDenoiser, ddim_sigmas, equivalent_sigmas
@@ -127,8 +128,11 @@ class DiffusionPolicy(Policy):
         """Return the level that the network takes each of sigma `(B,)` for: the nearest of `levels` in ln sigma, or sigma itself."""
         return sigma if self.levels is None else self.levels[self.denoiser.step(sigma)]
 
-    def context(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return what a score depends on beside action and level, `(B, C)`: flat, to be repeated for each expert and sample."""
+    def context(self, batch: Mapping[str, Tensor], draws: Draws | None = None) -> Tensor:
+        """Return what a score depends on beside action and level, `(B, C)`: flat, to be repeated for each expert and sample.
+
+        `draws` gives what a policy draws for a context, once a row; this kind draws nothing.
+        """
         return self.condition(batch)
 
     @torch.no_grad()

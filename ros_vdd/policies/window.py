@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.transformer import WindowTransformer
 from ros_vdd.policies.diffusion import DiffusionConfig, DiffusionPolicy
@@ -73,16 +74,21 @@ class WindowPolicy(DiffusionPolicy):
         """Turn an observation into features `(B, O)`, tick by tick."""
         return self.ticks(observation).flatten(1)
 
-    def context(self, batch: Mapping[str, Tensor], past_noise: Tensor | None = None) -> Tensor:
+    def context(self, batch: Mapping[str, Tensor], draws: Draws | None = None) -> Tensor:
         """Return features, earlier actions and their unit noise, `(B, O + 2 (T-1) A)`.
+
+        The noise is drawn once a row, so that a score sees windows like those of the training, and all experts and samples of a row
+        ask about one density. Without `draws` it is 0, its mean, which no training window has.
 
         Args:
             batch: observation, "past_actions" and "past_mask".
-            past_noise: (B, T-1, A); None for zeros, its mean: then a score is a function of the recorded actions alone.
+            draws: of the noise.
         """
-        past = self._past(batch).flatten(1)
-        noise = torch.zeros_like(past) if past_noise is None else past_noise.flatten(1)
-        return torch.cat([self.condition(batch), past, noise], dim=1)
+        past = batch["past_actions"]
+        return self._context(batch, torch.zeros_like(past) if draws is None else draws.normal(past.shape))
+
+    def _context(self, batch: Mapping[str, Tensor], past_noise: Tensor) -> Tensor:
+        return torch.cat([self.condition(batch), self._past(batch).flatten(1), past_noise.flatten(1)], dim=1)
 
     def targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the actions of the window, normalised `(B, T * A)`, and 1 where one was recorded `(B, T * A)`."""
@@ -92,7 +98,7 @@ class WindowPolicy(DiffusionPolicy):
 
     def generate(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Return the newest action, normalised `(B, A)`, from unit noise `(B, T, A)` of the whole window."""
-        return self.sample(self.context(observation, noise[:, :-1]), noise[:, -1])
+        return self.sample(self._context(observation, noise[:, :-1]), noise[:, -1])
 
     def _past(self, batch: Mapping[str, Tensor]) -> Tensor:
         return self.action_normalizer(batch["past_actions"]) * batch["past_mask"][:, :, None]

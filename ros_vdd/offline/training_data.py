@@ -48,7 +48,8 @@ def validation_data(
 
 def _windows(config: TrainConfig, store: EpisodeStore, policy: Policy, episodes: list[int]) -> Windows:
     windows = Windows(store, episodes, policy.config.n_obs_steps, policy.config.horizon)
-    if config.freeze_encoder and len(policy.encoders):
+    told = policy.config.vision.conditioned  # then a picture's features differ from goal to goal
+    if config.freeze_encoder and len(policy.encoders) and not told:
         windows.cache_features(lambda pictures: _encode(policy, pictures))
     return windows
 

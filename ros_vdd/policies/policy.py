@@ -10,22 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ros_vdd.errors import ConfigError
-from ros_vdd.networks.vision import ImageEncoder
 from ros_vdd.policies.normalizer import Normalizer
+from ros_vdd.policies.vision import VisionConfig
 from ros_vdd.streams.spec import RobotSpec
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """How one camera picture becomes features; all cameras share the layout, each has its own weights."""
-
-    features: int = 32
-    channels: tuple[int, ...] = (32, 64, 96)
-    hidden: int = 256
-
-    def __post_init__(self):
-        if self.features < 1 or self.hidden < 1 or not self.channels or min(self.channels) < 1:
-            raise ConfigError("'features', 'hidden' and each of 'channels' must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -91,11 +78,9 @@ class Policy(nn.Module):
         straight = [i for i in range(robot.state_size) if i not in turning]
         self.register_buffer("_straight", torch.tensor(straight, dtype=torch.long), persistent=False)
         self.register_buffer("_turning", torch.tensor(sorted(turning), dtype=torch.long), persistent=False)
-        vision = config.vision
         self.encoders = nn.ModuleDict()
         for name, (height, width, _) in self.image_shapes.items():
-            encoder = ImageEncoder(height, width, vision.features, vision.channels, vision.hidden)
-            self.encoders[_module_name(name)] = encoder
+            self.encoders[_module_name(name)] = config.vision.build(height, width, robot.goal_size)
 
     @property
     def image_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -122,12 +107,21 @@ class Policy(nn.Module):
         """Return D = H * A, the length of a flattened chunk."""
         return self.config.horizon * self.robot.action_size
 
-    def encode_frames(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Encode pictures `(N, H, W, 3)` uint8 by camera to features `(N, F)`."""
+    def encode_frames(self, images: Mapping[str, Tensor], goal: Tensor | None = None) -> Tensor:
+        """Encode pictures `(N, H, W, 3)` uint8 by camera to features `(N, F)`; goals `(N, G)` for encoders that are told them.
+
+        Raises:
+            ConfigError: such an encoder isn't told any.
+        """
+        told = ()
+        if self.config.vision.conditioned:
+            if goal is None:
+                raise ConfigError(f"'vision.encoder' is '{self.config.vision.encoder}', which needs the goal; none is given, use small")
+            told = (goal,)
         parts = []
         for name in self.image_shapes:
             picture = images[name].permute(0, 3, 1, 2).to(self.action_normalizer.low.dtype) / 127.5 - 1
-            parts.append(self.encoders[_module_name(name)](picture))
+            parts.append(self.encoders[_module_name(name)](picture, *told))
         return torch.cat(parts, dim=1)
 
     def condition(self, observation: Mapping[str, Tensor]) -> Tensor:
@@ -153,7 +147,8 @@ class Policy(nn.Module):
             parts.append(observation["features"])
         elif self.encoders:
             flat = {name: observation[name].flatten(0, 1) for name in self.image_shapes}
-            parts.append(self.encode_frames(flat).reshape(-1, self.config.n_obs_steps, self.frame_size))
+            goal = observation["goal"].repeat_interleave(self.config.n_obs_steps, dim=0) if self.config.vision.conditioned else None
+            parts.append(self.encode_frames(flat, goal).reshape(-1, self.config.n_obs_steps, self.frame_size))
         if self.state_normalizer is not None:
             parts.append(self._state_features(observation["state"]))
         return parts

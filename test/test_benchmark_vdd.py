@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison script: a teacher's copy whose graph is refused is scored in PyTorch, and told apart in the table."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="export needs torch")
+pytest.importorskip("onnx", reason="export needs onnx")
+pytest.importorskip("onnxscript", reason="export needs onnxscript")
+pytest.importorskip("onnxruntime", reason="the parity check needs onnxruntime")
+
+import toy  # noqa: E402
+from ros_vdd import bundle, policies  # noqa: E402
+from ros_vdd.config import build  # noqa: E402
+from ros_vdd.offline import export  # noqa: E402
+from ros_vdd.policies.diffusion import DiffusionConfig  # noqa: E402
+from ros_vdd.streams.spec import load_robot  # noqa: E402
+
+FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "vdd.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("benchmarks_vdd", FILE)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # a dataclass looks its module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A comparison's folder that holds an untrained teacher."""
+    torch.manual_seed(0)
+    policy = policies.DiffusionPolicy(load_robot("toy2d"), build(DiffusionConfig, toy.NETWORKS["diffusion"]))
+    from safetensors.torch import save
+
+    manifest = policies.manifest(policy, "teacher", provenance={"parameters": 1234})
+    bundle.write(tmp_path / "teacher_0", manifest, {bundle.WEIGHTS: save(policy.state_dict())})
+    return tmp_path
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Let every parity check fail."""
+    monkeypatch.setattr(export, "parity", lambda bundle, draws: (1.0, 1.0))
+
+
+def task(script):
+    return script.Task("toy2d", 2, script.teachers("teacher", (1,)), seed=0)
+
+
+def done(script, folder):
+    perform = task(script)
+    script.perform(perform, perform.runs[0], 0, folder, None)
+    return json.loads((folder / "teacher_1_0.argmax.json").read_text())
+
+
+def test_a_copy_with_a_graph_is_scored_by_it(script, folder, capsys):
+    assert done(script, folder)["backend"] == "onnxruntime"
+    assert "--backend" not in capsys.readouterr().out
+
+
+def test_a_copy_whose_graph_is_refused_is_scored_in_pytorch_and_it_is_said(script, folder, refused, capsys):
+    scored = done(script, folder)
+    assert (scored["backend"], scored["episodes"]) == ("eager", 2)
+    assert not (folder / "teacher_1_0" / bundle.GRAPH).exists()
+    out = capsys.readouterr().out
+    assert "teacher_1_0 stays without a graph and is scored in PyTorch: the ONNX graph of" in out
+    assert "--backend eager --json" in out
+
+
+def test_a_copy_without_a_graph_is_in_the_table_and_not_timed(script, folder, refused):
+    done(script, folder)
+    script.time_all(task(script), folder)
+    assert not (folder / "timing.json").exists()
+    (row,) = script.collect(task(script), folder)
+    assert row["backend"] == "eager" and row["latency_ms"] is None and row["nfe"] == 1
+    text = script.table(task(script), [row])
+    assert "| teacher_1* |" in text and "Scored in PyTorch" in text
+
+
+def test_one_timed_policy_is_read_back_like_several(script, folder):
+    done(script, folder)
+    latency = {"policy_folder": "teacher_1_0", "latency_ms": {"p50": 0.5}}
+    for timing in (latency, [latency]):
+        (folder / "timing.json").write_text(json.dumps(timing))
+        (row,) = script.collect(task(script), folder)
+        assert row["latency_ms"] == 0.5
+    assert "Scored in PyTorch" not in script.table(task(script), [row])
+
+
+def test_what_is_scored_is_not_done_again(script, folder, refused, capsys):
+    done(script, folder)
+    capsys.readouterr()
+    done(script, folder)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_teacher_that_is_not_there_ends_the_comparison(script, folder):
+    run = script.Run("nobody_1", teacher="nobody", steps=1)
+    with pytest.raises(SystemExit, match="ros-vdd: .*nobody_0"):
+        script.perform(task(script), run, 0, folder, None)

@@ -139,7 +139,10 @@ def main() -> int:
 
 
 def perform(task: Task, run: Run, seed: int, folder: Path, data: str | None) -> None:
-    """Train, export and score one policy, where that isn't done yet; a copy of a teacher whose graph is refused is scored in PyTorch."""
+    """Train, export and score one policy, where that isn't done yet.
+
+    A copy of a teacher whose graph is refused is scored in PyTorch.
+    """
     place = folder / f"{run.name}_{seed}"
     scores = {choice: folder / f"{run.name}_{seed}.{choice}.json" for choice in run.choices}
     if (place / MANIFEST).exists() and all(file.exists() for file in scores.values()):

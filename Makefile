@@ -42,7 +42,7 @@ demo: $(VENV)/.run-time ## real ROS 2, the simulator and the shipped policy, clo
 test: $(VENV)/.everything ## all tests
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(TEST_ARGS)
 
-setup: $(VENV)/.everything ## everything into .venv: run time, simulator, training, tests
+setup: $(VENV)/.everything ## everything into .venv: run time, simulators, training, tests
 
 models: $(VENV)/.everything ## train the shipped policies again; with DATA=/path/to/pusht_cchi_v7_replay.zarr those of PushT too
 	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=1 sh config/train/avoiding.sh
@@ -64,8 +64,8 @@ $(VENV)/.run-time: $(VENV)/.python constraints.txt setup.py
 	@touch $@
 
 $(VENV)/.everything: $(VENV)/.run-time
-	@echo 'installing training and tests: torch, ONNX (some minutes)'
-	@$(INSTALL) $(PINS) -e '.[$(ROS_EXTRA)sim,train,dev]'
+	@echo 'installing training and tests: torch, ONNX, Meta-World (some minutes)'
+	@$(INSTALL) $(PINS) -e '.[$(ROS_EXTRA)sim,metaworld,train,dev]'
 	@touch $@
 
 check:

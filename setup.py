@@ -26,6 +26,7 @@ EXTRAS = {
     # `pip install --no-deps gym-pusht`: it asks for opencv-python, which needs libGL and overwrites
     # the cv2 folder of opencv-python-headless.
     "sim": ["gymnasium>=0.29,<2", "pymunk>=6.6,<7", "pygame>=2.5.2,<2.7", "shapely>=2.0.3,<3", "matplotlib>=3.7"],
+    "metaworld": ["metaworld>=3.1.1,<3.2"],  # 47 MB with MuJoCo; the environment sets attributes of this version
     "data": DATA,
     "train": [*DATA, "torch>=2.10", "onnx>=1.21", "onnxscript>=0.5", "safetensors>=0.4", "scipy>=1.15", "tensorboard>=2.14", "matplotlib>=3.7"],
     "tensorrt": ["tensorrt>=10.3"],

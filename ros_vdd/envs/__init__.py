@@ -19,11 +19,18 @@ import numpy as np
 
 from ros_vdd.errors import EnvError, suggest
 
+INSTALL = {
+    "gym_pusht": "pip install 'ros_vdd[sim]', then pip install --no-deps gym-pusht",
+    "metaworld": "pip install 'ros_vdd[metaworld]'",
+    "mujoco": "pip install 'ros_vdd[metaworld]'",
+}  # by the module that is missing
+
 
 class Env(Protocol):
     """A task that can be reset by seed and stepped with one action a policy period.
 
-    Observations are dicts without batch or time axis: "images.<camera>" `(H, W, 3)` uint8 RGB, "state" `(S,)` float32.
+    Observations are dicts without batch or time axis: "images.<camera>" `(H, W, 3)` uint8 RGB, "state" `(S,)` float32, and
+    "goal" `(G,)` float32 of a robot with goals. One that plays several tasks has an attribute `task`, the name of the episode's.
     """
 
     robot: str
@@ -103,7 +110,5 @@ def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise EnvError(
-            f"environment '{name}' needs the module '{error.name}', which isn't installed; "
-            "pip install 'ros_vdd[sim]', then pip install --no-deps gym-pusht"
-        ) from error
+        install = INSTALL.get((error.name or "").partition(".")[0], INSTALL["gym_pusht"])
+        raise EnvError(f"environment '{name}' needs the module '{error.name}', which isn't installed; {install}") from error

@@ -19,6 +19,7 @@ CONFIG = share_dir() / "config"
 ARGUMENTS = (
     ("policy", None, "policy folder, or the name of a shipped one"),
     ("robot", None, "robot file, or the name of a shipped one; must agree with the one the policy was trained with"),
+    ("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
     ("backend", "onnxruntime", "engine that runs the policy"),
     ("namespace", "", "namespace of both nodes and of every relative topic of the robot file"),
     ("use_sim_time", "false", "take the time from /clock"),
@@ -59,6 +60,7 @@ def generate_launch_description():
                 parameter_file="policy_params",
                 policy=text("policy"),
                 robot=text("robot"),
+                goal=text("goal"),
                 backend=text("backend"),
             ),
             node("chunk_executor_node", parameter_file="executor_params", robot=text("robot")),

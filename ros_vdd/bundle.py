@@ -108,7 +108,7 @@ class Bundle:
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the observation inputs by name: images as uint8 and state as float32 `(n_obs_steps, ...)`, "goal" float32 `(G,)`."""
+        """Return the observation inputs by name: images uint8 and state float32 `(n_obs_steps, ...)`, "goal" float32 `(G,)`."""
         shapes = {name: (self.n_obs_steps, *shape) for name, shape in self.robot.observation_shapes().items()}
         return shapes | ({"goal": (self.robot.goal_size,)} if self.robot.goal else {})
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ros_vdd.errors import StreamError
 from ros_vdd.runtime.intake import NotReady
 from ros_vdd.runtime.observer import Observer
 from ros_vdd.runtime.reasons import Reason
@@ -17,7 +18,7 @@ T0 = 5_000 * MS
 WIDTH, HEIGHT = 4, 3
 
 
-def robot(stamp="header", **camera):
+def robot(stamp="header", goal=None, **camera):
     """One camera of 4x3 pixels, joints a and b with position and velocity, 10 Hz."""
     top = {"topic": "top", "width": WIDTH, "height": HEIGHT, "stamp": stamp, "max_age_s": 0.25, **camera}
     arm = {"topic": "joint_states", "joints": ["a", "b"], "fields": ["position", "velocity"], "unit": "rad"}
@@ -36,8 +37,16 @@ def robot(stamp="header", **camera):
                 "command_rate_hz": 10.0,
             },
             "safe_action": {"kind": "stop", "stale_chunk_s": 1.0},
+            **({"goal": goal} if goal else {}),
         }
     )
+
+
+TASKS = {"topic": "goal", "type": "std_msgs/msg/String", "tasks": ["push", "pull", "lift"]}
+
+
+def goal(task):
+    return SimpleNamespace(data=task)
 
 
 def header(stamp_ns):
@@ -227,3 +236,51 @@ def test_a_topic_that_fell_silent_is_named_with_its_limit():
     problem = observer.silence(T0 + 300 * MS)
     assert (problem.code, problem.stream) == (Reason.STALE, "states.arm")
     assert "limit 0.25 s" in problem.detail
+
+
+@pytest.fixture
+def told():
+    """An observer of a robot with a goal, its streams complete, no goal yet."""
+    return fed(T0, observer=Observer(robot(goal=TASKS), 2))
+
+
+def test_without_a_goal_there_is_no_observation_and_the_reason_is_told(told):
+    assert told.snapshot(T0) == NotReady(Reason.NO_GOAL, "goal", "goal: nothing on topic 'goal' (std_msgs/msg/String) yet")
+
+
+def test_the_newest_goal_counts_and_has_no_ticks(told):
+    for task, expected in (("push", [1, 0, 0]), ("lift", [0, 0, 1])):
+        assert told.push_goal(goal(task))
+        arrays = told.snapshot(T0).arrays
+        assert arrays["goal"].dtype == np.float32 and arrays["goal"].tolist() == expected
+    assert "goal" not in told.snapshot(T0).ages_ns
+
+
+def test_a_refused_goal_leaves_the_one_before(told):
+    assert not told.push_goal(goal("pus"))
+    assert told.snapshot(T0).code is Reason.REFUSED_MESSAGE
+    assert "did you mean 'push'" in told.snapshot(T0).detail
+    assert told.push_goal(goal("pull")) and not told.push_goal(goal("sweep"))
+    assert told.snapshot(T0).arrays["goal"].tolist() == [0, 1, 0]
+    assert (told.goal.received, told.goal.refused) == (3, 2)
+
+
+def test_the_goal_outlives_a_reset_and_every_age(told):
+    told.push_goal(goal("pull"))
+    told.reset()
+    fed(T0 + 10_000 * DT, observer=told)
+    assert told.snapshot(T0 + 10_000 * DT).arrays["goal"].tolist() == [0, 1, 0]
+
+
+def test_a_snapshot_keeps_its_goal(told):
+    told.push_goal(goal("pull"))
+    before = told.snapshot(T0)
+    told.push_goal(goal("push"))
+    assert before.arrays["goal"].tolist() == [0, 1, 0]
+
+
+def test_a_robot_without_a_goal_has_none_and_takes_none():
+    observer = fed(T0)
+    assert observer.goal is None and "goal" not in observer.snapshot(T0).arrays
+    with pytest.raises(StreamError, match="no section 'goal'"):
+        observer.push_goal(goal("push"))

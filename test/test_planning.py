@@ -2,7 +2,7 @@
 """When a plan is made, and that no bad or outdated prediction becomes one; the inference thread is simulated."""
 
 import numpy as np
-from test_observer import DT, T0, image, joints, robot
+from test_observer import DT, T0, TASKS, goal, image, joints, robot
 
 from ros_vdd.runtime.inference import Prediction
 from ros_vdd.runtime.observer import Observer
@@ -52,8 +52,8 @@ class Mailbox:
 class Robot:
     """A planner with its runner and mailbox, and the plans that came out."""
 
-    def __init__(self, settle_s=0.0):
-        self.runner, self.plans, spec = Runner(), [], robot()
+    def __init__(self, settle_s=0.0, goal=None):
+        self.runner, self.plans, spec = Runner(), [], robot(goal=goal)
         observer = Observer(spec, 2)
         self.planner = Planner(spec, observer, self.runner, 7, REPLAN, self.plans.append, settle_s, Mailbox)
         self.mailbox = self.planner._mailbox
@@ -256,3 +256,31 @@ def test_images_faster_than_joint_states_do_not_begin_the_wait_anew():
         stamp = tick + late_ms * 1_000_000
         robot.planner.push_image("top", image(stamp), stamp, 1.0 + late_ms / 1000)
     assert robot.mailbox.request.stamp_ns == tick + 20_000_000
+
+
+def test_a_plan_that_waited_for_a_goal_is_made_when_it_comes():
+    robot = Robot(goal=TASKS)
+    assert not robot.observe(T0)
+    assert robot.planner.problem(T0).code is Reason.NO_GOAL
+    assert not robot.planner.push_goal(goal("sweep"), 0.0) and robot.mailbox.request is None
+    assert robot.planner.push_goal(goal("pull"), 0.0)
+    assert robot.mailbox.request.stamp_ns == T0 and robot.planner.problem(T0) is None
+
+
+def test_another_goal_counts_from_the_next_plan_on():
+    robot = Robot(goal=TASKS)
+    robot.planner.push_goal(goal("push"), 0.0)
+    assert robot.observe(T0)
+    robot.mailbox.run()
+    robot.planner.push_goal(goal("lift"), 0.0)
+    assert robot.mailbox.request is None
+    assert [robot.observe(T0 + step * DT) for step in (1, REPLAN)] == [False, True]
+    robot.mailbox.run()
+    assert [asked["goal"].tolist() for asked in robot.runner.asked] == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_the_goal_stays_after_a_reset():
+    robot = Robot(goal=TASKS)
+    robot.planner.push_goal(goal("pull"), 0.0)
+    robot.planner.reset()
+    assert robot.observe(T0)

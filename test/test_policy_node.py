@@ -13,8 +13,10 @@ pytest.importorskip("onnx", reason="the tiny policy is made with onnx")
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from ros_peers import Peer, start, stop  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
-from tiny_policy import EXPERTS, HORIZON, LOG_GATE, ROBOT, actions, write_policy, write_robot  # noqa: E402
+from tiny_policy import EXPERTS, HORIZON, LOG_GATE, ROBOT, TASKS, actions, write_policy, write_robot  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
+
+from ros_vdd.nodes.messages import LATCHED_QOS  # noqa: E402
 
 DT = 100_000_000
 
@@ -148,3 +150,53 @@ def test_sigterm_ends_the_node_with_status_0(policy):
     status, said = stop(process, signal.SIGTERM)
     peer.close()
     assert status == 0 and "Traceback" not in said
+
+
+def test_the_newest_goal_that_exists_decides_what_is_done(tmp_path):
+    """From none to one published before the node heard it, past one that doesn't exist, to another."""
+    process = start("policy_node", "told", policy=write_policy(tmp_path / "told", goal=TASKS).path)
+    peer = Peer("told")
+    status, chunks = peer.hear_status("policy_node"), peer.hear(JointTrajectory, "action_chunk")
+    goals, diagnostics = peer.node.create_publisher(String, "goal", LATCHED_QOS), peer.hear(DiagnosticArray, "/diagnostics")
+    peer.until(lambda: status and status[-1]["code"] == "no_goal", peer.publish)
+    assert not chunks and "'goal'" in status[-1]["detail"]
+
+    def figures():
+        return [(pair.key, pair.value) for status in diagnostics[-1].status for pair in status.values] if diagnostics else []
+
+    def doing(shift):
+        return lambda: chunks and np.allclose(chunks[-1].points[0].positions, actions([0.1, 0.2])[0] + shift, atol=1e-6)
+
+    goals.publish(String(data="pull"))
+    peer.until(doing(0.1), peer.publish)
+    goals.publish(String(data="sweep"))
+    peer.until(lambda: ("goal.refused", "1") in figures() and ("goal", "pull") in figures())
+    goals.publish(String(data="lift"))
+    peer.until(doing(0.2), peer.publish)
+    assert peer.call("policy_node/reset").success
+    del chunks[:]
+    peer.until(doing(0.2), peer.publish)
+    peer.close()
+    code, said = stop(process)
+    assert code == 0 and "goal: pull" in said
+    assert "goal refused: 'goal': no task 'sweep'; available: lift, pull, push; the one before stays" in said
+
+
+def test_the_goal_of_the_parameter_holds_until_one_is_published(tmp_path):
+    process = start("policy_node", "parameter", policy=write_policy(tmp_path / "told", goal=TASKS).path, goal="lift")
+    peer = Peer("parameter")
+    chunks = peer.hear(JointTrajectory, "action_chunk")
+    peer.until(lambda: chunks, peer.publish)
+    np.testing.assert_allclose(chunks[0].points[0].positions, actions([0.1, 0.2])[0] + 0.2, atol=1e-6)
+    goals = peer.node.create_publisher(String, "goal", LATCHED_QOS)
+    goals.publish(String(data="push"))
+    peer.until(lambda: np.allclose(chunks[-1].points[0].positions, actions([0.1, 0.2])[0], atol=1e-6), peer.publish)
+    peer.close()
+    assert stop(process)[0] == 0
+
+
+def test_a_goal_that_does_not_exist_is_refused_at_the_start(policy, tmp_path):
+    status, said = refused(policy=write_policy(tmp_path / "told", goal=TASKS).path, goal="sweep")
+    assert status == 1 and "parameter 'goal': no task 'sweep'; available: lift, pull, push" in said and "Traceback" not in said
+    status, said = refused(policy=policy, goal="push")
+    assert status == 1 and "robot 'tiny' has no section 'goal'" in said and "Traceback" not in said

@@ -22,6 +22,7 @@ from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E402
 
 from ros_vdd import envs  # noqa: E402
+from ros_vdd.config import dump_yaml, to_plain  # noqa: E402
 from ros_vdd.envs import pusht  # noqa: E402
 from ros_vdd.errors import ConfigError, EnvError  # noqa: E402
 from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, LATCHED_QOS  # noqa: E402
@@ -61,7 +62,8 @@ class Driver:
     def __init__(self, context):
         self.node = rclpy.create_node("driver", context=context)
         self.images, self.states, self.clocks, self.results, self.episodes, self.resets = [], [], [], [], [], 0
-        subscribe = self.node.create_subscription
+        subscribe, self.goals = self.node.create_subscription, []  # how many frames it had seen, and the goal that came then
+        subscribe(String, "goal", lambda m: self.goals.append((len(self.states), m.data)), LATCHED_QOS)
         subscribe(Image, CAMERA.topic, self.images.append, COMMAND_QOS)
         subscribe(JointState, AGENT.topic, self.answer, COMMAND_QOS)
         subscribe(Clock, "/clock", self.clocks.append, COMMAND_QOS)
@@ -151,3 +153,39 @@ def test_unknown_simulator_is_refused_at_the_start(context):
 def test_unknown_mode_is_refused_at_the_start(context):
     with pytest.raises(ConfigError, match="available: lock_step, real_time"):
         bridge(context, mode="real-time")
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path):
+    """PushT whose observations name a task: of episode seed s number s % 2, and the other one from step 5 on."""
+    tasks = {"topic": "goal", "type": "std_msgs/msg/String", "tasks": ["push", "pull"]}
+    path = tmp_path / "told.yaml"
+    path.write_text(dump_yaml({**to_plain(ROBOT), "goal": tasks}), encoding="utf-8")
+
+    class Told(pusht.Env):
+        robot = str(path)
+
+        def reset(self, seed):
+            self.seed, self.count = seed, 0
+            return {**super().reset(seed), "goal": np.eye(2, dtype=np.float32)[seed % 2]}
+
+        def step(self, action):
+            self.count += 1
+            return {**super().step(action), "goal": np.eye(2, dtype=np.float32)[(self.seed + (self.count >= 5)) % 2]}
+
+    monkeypatch.setattr(envs, "make", lambda name: Told())
+    return Told
+
+
+def test_goals_are_published_when_they_change_and_before_their_observation(told, context):
+    node, driver = drive(context, mode="lock_step", episodes=2, first_seed=SEED + 1)
+    assert node.error is None
+    assert driver.goals == [(0, "push"), (5, "pull"), (STEPS + 5, "push")]  # the second episode begins as the first has ended
+
+
+def test_a_simulator_that_shows_no_goal_is_refused(told, context):
+    node = bridge(context, connect_timeout_s=0.1)
+    node.session.join()
+    with pytest.raises(EnvError, match="has a goal, but the simulator shows only images.top, state"):
+        node.link.show(0, pusht.Env().reset(SEED))
+    node.destroy_node()

@@ -172,7 +172,7 @@ def test_fingerprint_and_difference_tell_what_must_agree(old, new, told):
 
 
 def test_unknown_robot_lists_the_shipped_ones():
-    with pytest.raises(ConfigError, match="available: .*example_arm, pusht, .*; did you mean 'pusht'"):
+    with pytest.raises(ConfigError, match="available: .*example_arm, .*pusht, .*; did you mean 'pusht'"):
         load_robot("pushed")
 
 

@@ -29,6 +29,8 @@ ROBOT = {
     },
     "safe_action": {"kind": "hold", "stale_chunk_s": 0.8},
 }
+TASKS = {"topic": "goal", "type": "std_msgs/msg/String", "tasks": ["push", "pull", "lift"]}
+SHIFTS = np.float32([[0.0], [0.1], [0.2]])  # what each task adds to every action
 
 
 def write_robot(path, **changes):
@@ -37,19 +39,19 @@ def write_robot(path, **changes):
     return path
 
 
-def write_policy(path, likelihood=False):
-    """Write a policy folder whose graph runs, with a likelihood of sorts if asked for, and return it opened."""
+def write_policy(path, likelihood=False, goal=None):
+    """Write a policy folder whose graph runs, with a likelihood of sorts or a goal of three if asked for; return it opened."""
     manifest = bundle.Manifest(
         name="tiny",
         kind="mixture",
-        robot=ROBOT,
+        robot={**ROBOT, "goal": goal},
         network={},
         n_obs_steps=2,
         horizon=HORIZON,
         n_action_steps=N_ACTION_STEPS,
         experts=EXPERTS,
     )
-    files = {bundle.GRAPH: _graph().SerializeToString(), bundle.WEIGHTS: b""}
+    files = {bundle.GRAPH: _graph(goal is not None).SerializeToString(), bundle.WEIGHTS: b""}
     if likelihood:
         files[bundle.LIKELIHOOD] = _likelihood().SerializeToString()
     return bundle.write(path, manifest, files)
@@ -60,11 +62,16 @@ def actions(position):
     return np.float32(position) + OFFSETS[1][:, None]
 
 
-def _graph():
+def _graph(told):
     from onnx import helper
 
-    nodes = [*_means(), helper.make_node("Identity", ["gate"], ["log_gate"])]
-    return _model(nodes, {}, {"means": (1, EXPERTS, HORIZON, 2), "log_gate": (1, EXPERTS)}, {"gate": LOG_GATE})
+    gate = helper.make_node("Identity", ["gate"], ["log_gate"])
+    outputs = {"means": (1, EXPERTS, HORIZON, 2), "log_gate": (1, EXPERTS)}
+    if not told:
+        return _model([*_means(), gate], {}, outputs, {"gate": LOG_GATE})
+    shift = helper.make_node("MatMul", ["goal", "shifts"], ["shift"])
+    added = helper.make_node("Add", ["unshifted", "shift"], ["means"])
+    return _model([*_means("unshifted"), shift, added, gate], {"goal": (1, 3)}, outputs, {"gate": LOG_GATE, "shifts": SHIFTS})
 
 
 def _likelihood():
@@ -97,12 +104,12 @@ def _likelihood():
     return _model(nodes, {"chunk": (1, HORIZON, 2), "mask": (1, HORIZON)}, outputs, constants)
 
 
-def _means():
+def _means(name="means"):
     from onnx import helper
 
     return [
         helper.make_node("Gather", ["state", "last"], ["position"], axis=1),  # (1, A), spread over (1, K, H, A)
-        helper.make_node("Add", ["position", "offsets"], ["means"]),
+        helper.make_node("Add", ["position", "offsets"], [name]),
     ]
 
 

@@ -107,7 +107,7 @@ def likelihood_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dty
 
 
 def random_inputs(bundle: Bundle, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Draw inputs for parity checks and timing: any picture, any task, states all over the range that the policy was trained on."""
+    """Draw inputs for parity checks and timing: any picture and task, states all over the range that the policy was trained on."""
     inputs = {}
     for name, (shape, dtype) in input_shapes(bundle).items():
         if dtype == np.uint8:

@@ -13,8 +13,8 @@ An observation never looks ahead of its tick. The action does by up to dt, becau
 position is, just before t + dt, where the follower has to be by then. That is the time rule of a chunk: action k is
 in force in [t0 + k dt, t0 + (k + 1) dt) and stands at its end. No tick lies after the last command.
 
-Ticks that lack a stream at the ends of a bag, or come before its first goal, are left out; in the middle they split it into several episodes, so
-that no training window reaches over a gap. What was left out and why is in the episode's meta.
+Ticks that lack a stream at the ends of a bag, or come before its first goal, are left out; in the middle they split it
+into several episodes, so that no training window reaches over a gap. What was left out and why is in the episode's meta.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def episodes_from_bag(
         recover: read what is left of a damaged MCAP.
 
     Returns:
-        arrays: "images.NAME" (N, H, W, 3) uint8, "state" (N, S) float32, "goal" (N, G) float32, "action"
-            (N, A) float32, "stamp_ns" (N,) int64 (the ticks), and "age_ns.STREAM" (N,) int64: of an observation at t, of the action at t + dt.
+        arrays: "images.NAME" (N, H, W, 3) uint8, "state" (N, S) float32, "goal" (N, G) float32, "action" (N, A) float32,
+            "stamp_ns" (N,) int64 (the ticks), and "age_ns.STREAM" (N,) int64: of an observation at t, of the action at t + dt.
         meta: source, task, segment (its number within the bag), warnings, refused messages by stream, and why
             ticks beside it were left out.
 

@@ -90,8 +90,9 @@ class GoalStream(BagStream):
 
     def why_empty(self) -> str | None:
         """Return why no goal ever counted, or None where one did."""
-        late = self._next is not None and not self.stamps
-        return "it came after the last message of the first stream; publish it before the demonstration" if late else super().why_empty()
+        if self._next is not None and not self.stamps:
+            return "it came after the last message of the first stream; publish it before the demonstration"
+        return super().why_empty()
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,9 @@ class EpisodeWriter:
         if self.robot.goal:
             expected["goal"] = ((self.robot.goal_size,), np.float32)
         elif "goal" in arrays:
-            raise DataError(f"episode holds 'goal', but the file of robot '{self.robot.name}' has no section 'goal'; add it, or call the array extra.goal")
+            raise DataError(
+                f"episode holds 'goal', but robot '{self.robot.name}' has no section 'goal'; add it, or call the array extra.goal"
+            )
         expected["stamp_ns"] = ((), np.int64)
         missing = expected.keys() - arrays.keys()
         if missing:

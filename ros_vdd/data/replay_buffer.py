@@ -96,7 +96,8 @@ def _require_chunks(folder: Path, array) -> None:
 
 
 def _selections(robot: RobotSpec, mapping: Mapping[str, str], arrays: Mapping, path: Path) -> dict:
-    wanted = {**robot.observation_shapes(), "action": (robot.action_size,), **({"goal": (robot.goal_size,)} if robot.goal else {})}
+    wanted = {**robot.observation_shapes(), "action": (robot.action_size,)}
+    wanted |= {"goal": (robot.goal_size,)} if robot.goal else {}
     unknown = mapping.keys() - wanted.keys()
     if unknown:
         raise DataError(f"--map names '{sorted(unknown)[0]}'; {suggest(sorted(unknown)[0], wanted)}")

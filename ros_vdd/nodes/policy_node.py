@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera images and joint states in, time-stamped action chunks out; inference runs in a thread of its own."""
+"""Camera images, joint states and a goal in, time-stamped action chunks out; inference runs in a thread of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trajectory_msgs.msg import JointTrajectory
 from ros_vdd import backends, resources
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import ConfigError, EngineError, PolicyError
-from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE_QOS, chunk_message, json_message
+from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE_QOS, LATCHED_QOS, chunk_message, json_message
 from ros_vdd.nodes.parameters import Parameter, declare
 from ros_vdd.nodes.process import publish, run
 from ros_vdd.nodes.status import Status
@@ -37,6 +37,7 @@ from ros_vdd.streams.spec import RobotSpec, load_robot
 PARAMETERS = (
     Parameter("policy", "", "policy folder: a path, or the name of a shipped one"),
     Parameter("robot", "", "robot file: a path, or the name of a shipped one; empty for the policy's own"),
+    Parameter("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
     Parameter("choice", "argmax", "which expert acts; sticky, gumbel and coherent commit", choices=RULES),
     Parameter("temperature", 1.0, "of choice sample, gumbel or coherent: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
@@ -62,6 +63,7 @@ class PolicyNode(Node):
         super().__init__("policy_node", **options)
         parameters = declare(self, PARAMETERS)
         bundle, self._robot = _open_policy(parameters.policy, parameters.robot)
+        goal = _parse_goal(parameters.goal, self._robot)
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
         choice = ChoiceConfig(*(getattr(parameters, name) for name in ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance")))
         runner = PolicyRunner(bundle, backends.load(bundle, parameters.backend), choice, parameters.seed)
@@ -74,6 +76,8 @@ class PolicyNode(Node):
         self._chunk_publisher = self.create_publisher(JointTrajectory, "action_chunk", COMMAND_QOS)
         self._prediction_publisher = self.create_publisher(String, "~/prediction", COMMAND_QOS)
         observer = Observer(self._robot, bundle.n_obs_steps, parameters.equal_stamps)
+        if goal is not None:
+            observer.goal.set(goal)
         self._planner = Planner(
             self._robot, observer, runner, parameters.seed, replan_steps, self._publish, parameters.settle_s
         )
@@ -93,7 +97,9 @@ class PolicyNode(Node):
         super().destroy_node()
 
     def _subscribe(self) -> None:
-        """Subscribe to joint states first: of messages that wait together, they are then taken before the images."""
+        """Subscribe to goal and joint states first: of messages that wait together, they are then taken before the images."""
+        if goal := self._robot.goal:
+            self.create_subscription(CLASSES[goal.type], goal.topic, self._take_goal, LATCHED_QOS)
         for name, spec in self._robot.states.items():
             take = partial(self._take, self._planner.push_joint_state, name)
             self.create_subscription(JointState, spec.topic, take, JOINT_STATE_QOS)
@@ -105,6 +111,14 @@ class PolicyNode(Node):
         push(stream, message, self.get_clock().now().nanoseconds, time.perf_counter())
         if self._planner.waiting and self._settle_timer.is_canceled():
             self._settle_timer.reset()
+
+    def _take_goal(self, message: Any) -> None:
+        goal = self._planner.observer.goal
+        if self._planner.push_goal(message, time.perf_counter()):
+            self.get_logger().info(f"goal: {goal.spec.describe(goal.value)}")
+        else:
+            stays = "there is none" if goal.value is None else "the one before stays"
+            self.get_logger().error(f"goal refused: {goal.refusal}; {stays}")
 
     def _poll(self) -> None:
         """Plan at the end of a wait, also when no further message comes."""
@@ -163,6 +177,9 @@ class PolicyNode(Node):
             values[f"{intake.name}.received"] = intake.received
             values[f"{intake.name}.refused"] = intake.refused
             values[f"{intake.name}.age_s"] = intake.age_s(now_ns)
+        if goal := self._planner.observer.goal:
+            told = None if goal.value is None else goal.spec.describe(goal.value)
+            values |= {"goal": told, "goal.received": goal.received, "goal.refused": goal.refused}
         for name, window in (("latency_ms", self._latency_ms), ("compute_ms", self._compute_ms)):
             values[f"{name}.p50"], values[f"{name}.p99"] = window.percentile(50), window.percentile(99)
         values["chunks_clamped"] = self._planner.gate.clamped
@@ -185,6 +202,20 @@ def _open_policy(policy: str, robot: str) -> tuple[Bundle, RobotSpec]:
             "Use the robot file the policy was trained with, or train for this one"
         )
     return bundle, given
+
+
+def _parse_goal(text: str, robot: RobotSpec) -> np.ndarray | None:
+    """Return the goal (G,) that a parameter says, None for an empty one."""
+    if not text:
+        return None
+    if robot.goal is None:
+        raise ConfigError(
+            f"policy_node: parameter 'goal' is '{text}', but robot '{robot.name}' has no section 'goal'; leave it out"
+        )
+    try:
+        return robot.goal.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"policy_node: parameter 'goal': {error}") from error
 
 
 def _blank(bundle: Bundle) -> dict[str, np.ndarray]:

@@ -38,8 +38,8 @@ FLUSH_PERIOD_S = 0.1
 class RecorderNode(Node):
     """Subscriptions, services and a timer around an `EpisodeRecorder`, all in the executor's one thread.
 
-    Subscriptions are best effort, which matches reliable and best-effort publishers alike; that of the goal is latched. A message's log time is
-    this node's clock when it came: simulation time under `use_sim_time`.
+    Subscriptions are best effort, which matches reliable and best-effort publishers alike; that of the goal is latched. A
+    message's log time is this node's clock when it came: simulation time under `use_sim_time`.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulator as a robot on ROS topics: cameras and joint states out, commands in, seeded episodes one after the other.
+"""A simulator as a robot on ROS topics: cameras, joint states and goals out, commands in, seeded episodes one after the other.
 
 Ends when the last episode is over. `~/episode` and `~/result` are latched JSON: who joins late still gets them.
 """

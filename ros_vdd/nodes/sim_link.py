@@ -11,18 +11,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 
 from ros_vdd.errors import ConfigError, EnvError, StreamError
-from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, time_message
+from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, LATCHED_QOS, goal_message, time_message
 from ros_vdd.runtime.sim_session import Command
 from ros_vdd.streams.codecs import decode_action, encode_image, stamp_ns
 from ros_vdd.streams.spec import RobotSpec
 
 KEPT_COMMANDS = 512  # ten seconds at 50 Hz
+GOAL_ARRIVES = Duration(seconds=5)  # at most, before the observation that it belongs to
 MATCHING_S = 1.0  # a reader that discovery has announced may still drop what comes before it has matched in turn
 
 
@@ -52,6 +54,8 @@ class SimLink:
         publisher = partial(node.create_publisher, qos_profile=COMMAND_QOS)
         self._cameras = {f"images.{n}": (c, publisher(Image, c.topic)) for n, c in robot.cameras.items()}
         self._states = {n: (s, publisher(JointState, s.topic)) for n, s in robot.states.items()}
+        self._goal = node.create_publisher(CLASSES[robot.goal.type], robot.goal.topic, LATCHED_QOS) if robot.goal else None
+        self._told: np.ndarray | None = None  # the goal published last
         self._clock = node.create_publisher(Clock, "/clock", COMMAND_QOS) if publish_clock else None
         kind, topic = CLASSES[robot.action.type], robot.action.topic
         self._commanded = node.create_subscription(kind, topic, self._receive, COMMAND_QOS)
@@ -71,7 +75,13 @@ class SimLink:
             raise SessionEnd
 
     def show(self, stamp: int, observation: Mapping[str, np.ndarray]) -> None:
-        """Publish the clock, the images and the joint states of one instant."""
+        """Publish the goal where it is a new one, then the clock, the images and the joint states of one instant.
+
+        Raises:
+            EnvError: the robot file has a goal and the observation has none.
+        """
+        if self._goal:
+            self._tell(observation)
         if self._clock:
             self._clock.publish(Clock(clock=time_message(stamp)))
         for name, (camera, publisher) in self._cameras.items():
@@ -88,6 +98,17 @@ class SimLink:
             for field, part in zip(spec.fields, np.split(values, len(spec.fields))):
                 setattr(message, field, part.tolist())
             publisher.publish(message)
+
+    def _tell(self, observation: Mapping[str, np.ndarray]) -> None:
+        """Publish a new goal and let it arrive: no plan for this observation may be made with the goal before."""
+        if "goal" not in observation:
+            shown = ", ".join(sorted(observation))
+            raise EnvError(f"robot '{self._robot.name}' has a goal, but the simulator shows only {shown}")
+        goal = np.asarray(observation["goal"])
+        if self._told is None or not np.array_equal(goal, self._told):
+            self._goal.publish(goal_message(self._robot.goal, goal))
+            self._goal.wait_for_all_acked(GOAL_ARRIVES)
+            self._told = goal.copy()
 
     def newest_command(self, after_ns: int, before_ns: int) -> Command | None:
         """Return the newest command stamped within [after, before), if there is one."""
@@ -145,7 +166,8 @@ class SimLink:
             self._changed.notify_all()
 
     def _topics_alone(self, others: Sequence[Publisher]) -> list[str]:
-        ours = [*(publisher for _, publisher in (*self._cameras.values(), *self._states.values())), *others]
+        ours = [publisher for _, publisher in (*self._cameras.values(), *self._states.values())]
+        ours += [*([self._goal] if self._goal else []), *others]
         alone = [publisher.topic_name for publisher in ours if not publisher.get_subscription_count()]
         command = self._commanded.topic_name
         return alone + ([] if self._node.count_publishers(command) else [command])

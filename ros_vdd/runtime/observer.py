@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ros_vdd.errors import StreamError, suggest
+from ros_vdd.runtime.goal import GoalIntake
 from ros_vdd.runtime.intake import CameraIntake, Intake, JointStateIntake, NotReady
 from ros_vdd.runtime.reasons import Reason
 from ros_vdd.streams.resample import Sample
@@ -25,7 +26,7 @@ class Observation:
     """What the policy sees at one tick.
 
     Attributes:
-        arrays: "images.NAME" (T, H, W, 3) uint8 and "state" (T, S) float32, oldest first
+        arrays: "images.NAME" (T, H, W, 3) uint8 and "state" (T, S) float32, oldest first; "goal" (G,) float32
         stamp_ns: the tick, [ns]
         ages_ns: by stream, the largest age of its samples at their ticks, [ns]
     """
@@ -45,24 +46,28 @@ class Observer:
         robot: the streams
         n_obs_steps: T, ticks in an observation, one policy period apart
         equal_stamps: accept a tick only if every sample has exactly its stamp (lock-step simulation)
+
+    Attributes:
+        goal: what the robot was told to do, or None where its file has no goal
     """
 
     def __init__(self, robot: RobotSpec, n_obs_steps: int, equal_stamps: bool = False):
         self._n_obs_steps, self._dt_ns, self._equal_stamps = n_obs_steps, robot.dt_ns, equal_stamps
         self._cameras = {name: CameraIntake(spec, f"images.{name}") for name, spec in robot.cameras.items()}
         self._states = {name: JointStateIntake(spec, f"states.{name}") for name, spec in robot.states.items()}
+        self.goal = GoalIntake(robot.goal) if robot.goal else None
         self._reference = self.intakes[0]
         self._first_tick_ns: int | None = None  # where the history begins
 
     def reset(self) -> None:
-        """Forget every sample, for example at the start of an episode; the counters go on."""
+        """Forget every sample, for example at the start of an episode; the counters go on, and the goal stays."""
         for intake in self.intakes:
             intake.clear()
         self._first_tick_ns = None
 
     @property
     def intakes(self) -> list[Intake]:
-        """Every stream, cameras first, with its counters."""
+        """Every stream that is sampled at ticks, cameras first, with its counters."""
         return [*self._cameras.values(), *self._states.values()]
 
     @property
@@ -78,6 +83,16 @@ class Observer:
         """Take a joint state; return whether it could be used."""
         return self._push(_named(self._states, stream), message, receive_ns)
 
+    def push_goal(self, message: Any) -> bool:
+        """Take a goal; return whether it could be used. It counts from the next snapshot on.
+
+        Raises:
+            StreamError: the robot file has no goal.
+        """
+        if self.goal is None:
+            raise StreamError("no section 'goal' in the robot file")
+        return self.goal.push(message)
+
     def snapshot(self, tick_ns: int) -> Observation | NotReady:
         """Return the observation at a tick, or the first reason why there is none."""
         first_ns = tick_ns if self._first_tick_ns is None else min(self._first_tick_ns, tick_ns)
@@ -92,6 +107,8 @@ class Observer:
         if self._equal_stamps and any(ages.values()):
             late = max(ages, key=ages.__getitem__)
             return NotReady(Reason.UNEQUAL_STAMPS, late, f"{late}: no sample with the stamp of the tick yet")
+        if self.goal and (missing := self.goal.missing()):
+            return missing
         for intake in self.intakes:
             intake.forget_refusal()
         return Observation(self._arrays(samples), tick_ns, ages)
@@ -124,6 +141,8 @@ class Observer:
         arrays = {camera.name: stacked[camera.name] for camera in self._cameras.values()}
         if self._states:
             arrays["state"] = np.concatenate([stacked[state.name] for state in self._states.values()], axis=1)
+        if self.goal:
+            arrays["goal"] = self.goal.value.copy()
         return arrays
 
 

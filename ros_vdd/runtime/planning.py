@@ -93,6 +93,13 @@ class Planner:
         if self.observer.push_joint_state(stream, message, receive_ns):
             self._ask(received_s)
 
+    def push_goal(self, message: Any, received_s: float) -> bool:
+        """Take a goal for the next plan, and plan if one is due and waited for it; return whether it could be used."""
+        if not self.observer.push_goal(message):
+            return False
+        self._ask(received_s)
+        return True
+
     @property
     def waiting(self) -> bool:
         """Whether a plan is due and waits for streams; then `poll` must be called after `settle_s`."""

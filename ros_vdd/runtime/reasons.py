@@ -15,6 +15,7 @@ class Reason(str, Enum):
     STALE = "stale"  # the newest sample of a stream is older than its max_age_s
     REFUSED_MESSAGE = "refused_message"  # the newest message of a stream couldn't be turned into an array
     UNEQUAL_STAMPS = "unequal_stamps"  # equal stamps are asked for, and a stream has none at the tick
+    NO_GOAL = "no_goal"  # the policy is told what to do by a topic, and nothing has come there yet
     INFERENCE_FAILED = "inference_failed"  # the engine raised; nothing was published for that observation
     NO_CHUNK = "no_chunk"  # no valid chunk has arrived yet
     CHUNK_EXPIRED = "chunk_expired"  # the newest chunk has no action left for now, or is too old to be used

@@ -43,7 +43,7 @@ class Link(Protocol):
         """Return at that time of the wall clock, or raise when the session is to end."""
 
     def show(self, stamp_ns: int, observation: Mapping[str, np.ndarray]) -> None:
-        """Publish camera images and joint states with one stamp."""
+        """Publish camera images and joint states with one stamp, before them the goal where it is a new one."""
 
     def newest_command(self, after_ns: int, before_ns: int) -> Command | None:
         """Return the newest command stamped within [after, before), if there is one."""

@@ -52,7 +52,7 @@ class GoalSpec:
         check_unique("tasks", self.tasks)
         for task in self.tasks:
             if not task or task != task.strip() or _NUMBER.fullmatch(task):
-                raise ConfigError(f"'tasks' names {task!r}; expected a word or phrase that isn't a number and doesn't begin or end with a blank")
+                raise ConfigError(f"'tasks' names {task!r}; expected words, no number, and no blank at either end")
 
     @property
     def length(self) -> int:

@@ -86,7 +86,7 @@ class RobotSpec:
         return self.goal.length if self.goal else 0
 
     def observation_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each observation array at one tick, for example {"images.top": (96, 96, 3)}; the goal has no tick."""
+        """Return the shape of each observation array at one tick, for example {"images.top": (96, 96, 3)}; without the goal."""
         shapes: dict[str, tuple[int, ...]] = {f"images.{n}": c.output_shape for n, c in self.cameras.items()}
         return shapes | ({"state": (self.state_size,)} if self.states else {})
 

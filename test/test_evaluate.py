@@ -141,7 +141,7 @@ def test_the_json_has_the_keys_that_are_promised(verb):
     summary = verb("--episodes", "3")
     promised = "env episodes seed backend success_rate score_mean score_std mode_entropy nfe latency_ms".split()
     assert [k for k in summary if k in promised] == promised
-    assert set(summary) - set(promised) == {"choice", *SETTINGS, "replan_steps", "modes_found", "modes", "per_episode"}
+    assert set(summary) - set(promised) == {"choice", *SETTINGS, "replan_steps", "modes_found", "modes", "tasks", "per_episode"}
     assert list(summary["latency_ms"]) == ["p50", "p99", "mean"]
     assert summary["mode_entropy"] is None and summary["nfe"] == 1
 
@@ -158,6 +158,15 @@ def test_the_figures_are_those_of_the_episodes(verb):
         100000,
         "onnxruntime",
     )
+
+
+def test_each_task_has_its_own_success_rate(verb, monkeypatch, capsys):
+    assert verb("--episodes", "3")["tasks"] is None
+    monkeypatch.setattr(Env, "task", property(lambda env: ("reach", "push")[env.seeds[-1] % 2]), raising=False)
+    summary = verb("--episodes", "5", "--seed", "100000")  # success from the third on
+    assert list(summary["tasks"].items()) == [("reach", 0.6667), ("push", 0.5)]
+    assert [e["task"] for e in summary["per_episode"]] == ["reach", "push"] * 2 + ["reach"]
+    assert "  reach  success 0.67\n  push   success 0.50\n" in capsys.readouterr().out
 
 
 def test_scores_can_be_recorded_in_the_policy(verb, tmp_path):

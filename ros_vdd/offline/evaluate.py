@@ -50,6 +50,7 @@ class EpisodeResult:
     steps: int
     latencies_ns: tuple[int, ...]
     mode: int | None = None
+    task: str | None = None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,7 +112,7 @@ def episode(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int, r
             if env.done:
                 break
     mode = None if env.modes is None else env.mode
-    return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies), mode)
+    return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies), mode, getattr(env, "task", None))
 
 
 def _decisions(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int) -> Iterator[tuple[deque, Prediction]]:
@@ -137,6 +138,7 @@ def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args:
         "score_mean": round(float(scores.mean()), 4),
         "score_std": round(float(scores.std()), 4),
         **_spread(results, env.modes),
+        "tasks": _tasks(results),
         "nfe": bundle.manifest.nfe,
         "latency_ms": {
             "p50": round(float(np.percentile(latencies, 50)), 3),
@@ -144,7 +146,8 @@ def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args:
             "mean": round(float(latencies.mean()), 3),
         },
         "per_episode": [
-            {"seed": r.seed, "score": round(r.score, 4), "success": r.success, "steps": r.steps, "mode": r.mode} for r in results
+            {"seed": r.seed, "score": round(r.score, 4), "success": r.success, "steps": r.steps, "mode": r.mode, "task": r.task}
+            for r in results
         ],
     }
 
@@ -157,6 +160,12 @@ def _spread(results: list[EpisodeResult], modes: int | None) -> dict:
     return {"mode_entropy": round(mode_entropy(taken, modes), 4), "modes_found": len(set(taken)), "modes": modes}
 
 
+def _tasks(results: list[EpisodeResult]) -> dict[str, float] | None:
+    """Return the success rate of each task played, in the order of first episodes; None where the environment names none."""
+    names = list(dict.fromkeys(r.task for r in results if r.task is not None))
+    return {name: round(float(np.mean([r.success for r in results if r.task == name])), 4) for name in names} or None
+
+
 def report(summary: dict) -> str:
     """Return the results as a few lines for people."""
     latency = summary["latency_ms"]
@@ -164,7 +173,7 @@ def report(summary: dict) -> str:
         f"{summary['env']}: score {summary['score_mean']:.3f} (std {summary['score_std']:.3f}), "
         f"success {summary['success_rate']:.2f} over {summary['episodes']} episodes, "
         f"seeds {summary['seed']}-{summary['seed'] + summary['episodes'] - 1}\n"
-        f"{_ways(summary)}"
+        f"{_ways(summary)}{_of_tasks(summary)}"
         f"{summary['backend']}: {summary['nfe']} network evaluation(s) a chunk, "
         f"p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms a chunk"
     )
@@ -174,6 +183,11 @@ def _ways(summary: dict) -> str:
     if summary["modes"] is None:
         return ""
     return f"mode entropy {summary['mode_entropy']:.2f} ({summary['modes_found']} of {summary['modes']} ways)\n"
+
+
+def _of_tasks(summary: dict) -> str:
+    tasks = summary["tasks"] or {}
+    return "".join(f"  {name:<{max(map(len, tasks))}}  success {rate:.2f}\n" for name, rate in tasks.items())
 
 
 def _recorder(video: str | None):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from ros_vdd import backends, resources
 from ros_vdd.bundle import Bundle
+from ros_vdd.errors import ConfigError
 from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.history import History
 from ros_vdd.runtime.inference import PolicyRunner, Prediction
@@ -26,12 +28,13 @@ class LoadedPolicy:
     """A policy with its memory of the running episode; one thread may use it at a time.
 
     Observations are dicts, "images.<camera>" `(H, W, 3)` uint8 RGB and "state" `(S,)` in the robot's units: one tick, of
-    which the policy keeps as many as it sees, or each input with `n_obs_steps` ticks in front, oldest first.
+    which the policy keeps as many as it sees, or each input with `n_obs_steps` ticks in front, oldest first. A policy that must be told
+    what to do takes "goal" beside them, a task's name or number or a vector `(G,)`; it stays until the next.
     """
 
     def __init__(self, bundle: Bundle, backend: str, choice: ChoiceConfig, seed: int):
         self.bundle, self._backend = bundle, backend
-        self._runner = PolicyRunner(bundle, backends.load(bundle, backend), choice, seed)
+        self._runner = PolicyRunner(bundle, backends.load(bundle, backend), choice, _checked_seed(seed))
         self._history = History(bundle)
         self._actions: deque[np.ndarray] = deque()
         self.prediction: Prediction | None = None
@@ -42,8 +45,12 @@ class LoadedPolicy:
     n_obs_steps = property(lambda self: self.bundle.n_obs_steps, doc="T, newest ticks that the policy sees")
 
     def reset(self, seed: int) -> None:
-        """Begin an episode: forget what was observed and chosen, and draw from this seed."""
-        self._runner.reset(seed)
+        """Begin an episode: forget what was observed and chosen, but not the goal, and draw from this seed.
+
+        Raises:
+            ConfigError: the seed is no whole number or below 0.
+        """
+        self._runner.reset(_checked_seed(seed))
         self._history.reset()
         self._actions.clear()
         self.prediction = None
@@ -52,7 +59,7 @@ class LoadedPolicy:
         """Take the observation of a tick at which no chunk is asked for; the policy must see every tick once.
 
         Raises:
-            EngineError: a name is missing, or a shape or type is another.
+            EngineError: a name is missing, a shape or type is another, or there is no such goal.
         """
         self._history.add(observation)
 
@@ -69,6 +76,7 @@ class LoadedPolicy:
             self._history.add(observation)
         self._actions.clear()
         self.prediction = self._runner.act(self._history.arrays(), self._history.elapsed())
+        self._history.answered()
         return self.prediction.actions
 
     def likelihood(self, observation: Mapping[str, Any] | None, chunk: np.ndarray) -> Likelihood:
@@ -128,9 +136,15 @@ def load(
         seed: of the first episode, until `reset`.
 
     Raises:
-        ConfigError: there is no such folder, or the choice or a setting has no meaning.
+        ConfigError: there is no such folder, or the choice, a setting or the seed has no meaning.
         PolicyError: the folder is damaged or incomplete.
         EngineError: the engine doesn't exist, isn't installed, or refuses the policy.
     """
     rule = ChoiceConfig(choice, temperature, sticky_margin, sticky_steps, tolerance)
     return LoadedPolicy(Bundle.open(resources.find("models", str(folder))), backend, rule, seed)
+
+
+def _checked_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ConfigError(f"'seed' is {seed!r}; expected a whole number, at least 0")
+    return int(seed)

@@ -19,7 +19,7 @@ from ros_vdd.runtime.inference import PolicyRunner
 
 pytest.importorskip("onnx", reason="the tiny policy is made with onnx")
 
-from tiny_policy import EXPERTS, HEIGHT, HORIZON, N_ACTION_STEPS, OFFSETS, WIDTH, actions, write_policy  # noqa: E402
+from tiny_policy import EXPERTS, HEIGHT, HORIZON, N_ACTION_STEPS, OFFSETS, SHIFTS, TASKS, WIDTH, actions, write_policy  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -182,6 +182,67 @@ def test_settings_reach_the_rule(folder):
     even = ros_vdd.load(folder.path, choice="sample", temperature=1e3, seed=1)
     experts = [[p.act(tick(0)) is not None and p.prediction.expert for _ in range(40)] for p in (certain, even)]
     assert set(experts[0]) == {1} and 10 < sum(experts[1]) < 30
+
+
+def test_ticks_still_count_when_a_chunk_failed(policy, monkeypatch):
+    told, act = [], policy._runner.act
+
+    def once_broken(arrays, elapsed):
+        told.append(elapsed)
+        if len(told) == 2:
+            raise EngineError("the engine failed")
+        return act(arrays, elapsed)
+
+    monkeypatch.setattr(policy._runner, "act", once_broken)
+    policy.act(tick(1))
+    with pytest.raises(EngineError, match="the engine failed"):
+        policy.act(tick(2))
+    policy.act(tick(3))
+    policy.act(tick(4))
+    assert told == [1, 1, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def told_folder(tmp_path_factory):
+    return write_policy(tmp_path_factory.mktemp("policies") / "told", goal=TASKS)
+
+
+@pytest.mark.parametrize("goal", ["lift", 2, [0, 0, 1], np.eye(3)[2]], ids=str)
+def test_a_goal_is_a_name_a_number_or_a_vector(goal, told_folder):
+    chunk = ros_vdd.load(told_folder.path).act({**tick(0), "goal": goal})
+    np.testing.assert_allclose(chunk, actions([0, 0]) + SHIFTS[2], atol=1e-6)
+
+
+def test_a_goal_stays_until_the_next(told_folder):
+    policy = ros_vdd.load(told_folder.path)
+    firsts = [policy.act({**tick(0), "goal": "pull"})[0, 0], policy.act(tick(0))[0, 0]]
+    policy.reset(0)
+    firsts.append(policy.act(tick(0))[0, 0])
+    firsts.append(policy.act({**tick(0), "goal": "push"})[0, 0])
+    np.testing.assert_allclose(firsts, [0.1, 0.1, 0.1, 0.0], atol=1e-6)
+    whole = {"images.top": np.stack([PICTURE] * 2), "state": HISTORY, "goal": "lift"}
+    np.testing.assert_allclose(policy.act(whole)[0, 0], 0.2, atol=1e-6)
+
+
+def test_without_a_goal_the_policy_says_what_there_is(told_folder):
+    policy = ros_vdd.load(told_folder.path)
+    with pytest.raises(EngineError, match="lacks 'goal': this policy must be told what to do, one of push, pull, lift"):
+        policy.act(tick(0))
+
+
+def test_a_refused_goal_changes_nothing(told_folder):
+    policy = ros_vdd.load(told_folder.path)
+    policy.act({**tick(0), "goal": "pull"})
+    with pytest.raises(EngineError, match="observation 'goal': no task 'pul'; .*did you mean 'pull'"):
+        policy.act({**tick(0.5), "goal": "pul"})
+    np.testing.assert_allclose(policy.act()[0, 0], 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, "0", True])
+def test_a_seed_without_meaning_is_told(seed, folder, policy):
+    for begin in (lambda: ros_vdd.load(folder.path, seed=seed), lambda: policy.reset(seed)):
+        with pytest.raises(ConfigError, match=f"'seed' is {seed!r}; expected a whole number, at least 0"):
+            begin()
 
 
 HISTORY = np.zeros((2, 2), np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ros_vdd.bundle import Bundle
-from ros_vdd.errors import EngineError
+from ros_vdd.errors import ConfigError, EngineError
 
 
 class History:
@@ -18,22 +18,29 @@ class History:
 
     An observation is {input: array}, either all of one tick ("images.<camera>" `(H, W, 3)`, "state" `(S,)`) or all of
     `n_obs_steps` ticks, oldest first. Pictures are uint8, the state is any kind of number. Other names are ignored.
+
+    Of a robot with a goal the first one also has "goal": a task's name or number, or the vector `(G,)`. It has no ticks: the newest
+    one counts, also where an observation leaves it out, and after `reset`.
     """
 
     def __init__(self, bundle: Bundle):
         self._shapes = bundle.robot.observation_shapes()
         self._ticks: deque[dict[str, np.ndarray]] = deque(maxlen=bundle.n_obs_steps)
         self._since: int | None = 0
+        self._spec, self._goal = bundle.robot.goal, None
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything but the goal."""
         self._ticks.clear()
         self._since = 0
 
     def elapsed(self) -> int | None:
-        """Return how many ticks were added since this was asked last; None where whole histories leave that open."""
-        since, self._since = self._since, 0
-        return since
+        """Return how many ticks were added since the newest answer; None where whole histories leave that open."""
+        return self._since
+
+    def answered(self) -> None:
+        """Note that a chunk answers what was observed so far."""
+        self._since = 0
 
     def add(self, observation: Mapping[str, Any]) -> None:
         """Take one tick, or replace everything by as many ticks as are kept.
@@ -41,8 +48,9 @@ class History:
         Raises:
             EngineError: a name is missing, a shape or type is another, or single ticks and histories are mixed.
         """
-        arrays = self._arrays(observation)
+        arrays, goal = self._arrays(observation), self._told(observation)
         length = self._length(arrays)
+        self._goal = goal
         if length is None:
             self._ticks.extend([arrays] * (1 if self._ticks else self._ticks.maxlen))
             self._since = None if self._since is None else self._since + 1
@@ -58,7 +66,7 @@ class History:
         """
         if not self._ticks:
             raise EngineError("nothing was observed in this episode yet; give an observation")
-        return {name: np.stack([tick[name] for tick in self._ticks]) for name in self._shapes}
+        return self._with_goal({name: np.stack([tick[name] for tick in self._ticks]) for name in self._shapes}, self._goal)
 
     def whole(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return a history that was given as a whole, in the types the policy takes; what is kept stays as it is.
@@ -66,20 +74,37 @@ class History:
         Raises:
             EngineError: as `add`, or it is one tick of a policy that sees several.
         """
-        arrays = self._arrays(observation)
+        arrays, goal = self._arrays(observation), self._told(observation)
         if self._length(arrays) is None:
             if self._ticks.maxlen > 1:
                 raise EngineError(
                     f"observation is one tick; this policy sees {self._ticks.maxlen}. Give them all, oldest first, "
                     "or None for what the policy has observed"
                 )
-            return {name: array[None] for name, array in arrays.items()}
-        return arrays
+            arrays = {name: array[None] for name, array in arrays.items()}
+        return self._with_goal(arrays, goal)
 
     def _arrays(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if missing := [name for name in self._shapes if name not in observation]:
             raise EngineError(f"observation lacks '{missing[0]}'; it holds {', '.join(sorted(observation)) or 'nothing'}")
         return {name: _typed(name, observation[name]) for name in self._shapes}
+
+    def _told(self, observation: Mapping[str, Any]) -> np.ndarray | None:
+        """Return the goal of an observation, or else the one before; None where there is none."""
+        if self._spec is None or "goal" not in observation:
+            return self._goal
+        try:
+            return self._spec.encode(observation["goal"])
+        except ConfigError as error:
+            raise EngineError(f"observation 'goal': {error}") from error
+
+    def _with_goal(self, arrays: dict[str, np.ndarray], goal: np.ndarray | None) -> dict[str, np.ndarray]:
+        if self._spec is None:
+            return arrays
+        if goal is None:
+            tasks = f", one of {', '.join(self._spec.tasks)}" if self._spec.tasks else f", {self._spec.size} numbers"
+            raise EngineError(f"observation lacks 'goal': this policy must be told what to do{tasks}")
+        return {**arrays, "goal": goal.copy()}
 
     def _length(self, arrays: Mapping[str, np.ndarray]) -> int | None:
         """Return the number of ticks of a history, or None for one tick."""

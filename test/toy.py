@@ -50,6 +50,7 @@ NETWORKS = {
         **{"n_obs_steps": 3, "horizon": 1, "n_action_steps": 1},
         **{"width": 16, "depth": 1, "heads": 2, "sampler": {"steps": 3}},
     },
+    "mode": {**SIZES, "width": 16, "depth": 2, "heads": 2, "expert_ratio": 2.0, "sampler": {"steps": 3}},
     "mixture": {**SIZES, "experts": 2, "width": 16, "depth": 1, "gate_width": 8},
     "encoder": SIZES,
 }
@@ -101,7 +102,7 @@ def config(method: str, kind: str, data: Path, loop: dict | None = None, **field
         "name": f"toy_{method}",
         "method": method,
         "data": str(data),
-        "policy": {**NETWORKS[kind], **({"kind": kind} if kind == "window" else {})},
+        "policy": {**NETWORKS[kind], **({"kind": kind} if kind in ("window", "mode") else {})},
         "options": OPTIONS.get(method, {}),
         "loop": {"steps": 6, **few, **(loop or {})},
         "validation_fraction": 0.25,

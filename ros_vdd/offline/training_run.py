@@ -187,4 +187,5 @@ def _described(group: Group) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return " or ".join(f"'{name}'" for name in names)
+    *most, last = (f"'{name}'" for name in names)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -22,12 +22,12 @@ from ros_vdd.offline import export  # noqa: E402
 from ros_vdd.policies.diffusion import DiffusionConfig  # noqa: E402
 from ros_vdd.streams.spec import load_robot  # noqa: E402
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "vdd.py"
+FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "comparison.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("benchmarks_vdd", FILE)
+    spec = importlib.util.spec_from_file_location("benchmarks_comparison", FILE)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # a dataclass looks its module up
     spec.loader.exec_module(module)
     yield module

@@ -134,15 +134,27 @@ def test_a_policy_without_camera_is_refused_before_a_node_starts(tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "env, told", [("pusht_2", "no environment 'pusht_2'"), ("avoiding", "doesn't fit robot 'avoiding': rate_hz: 10.0 here")]
+)
+def test_an_environment_of_another_robot_is_refused_before_a_node_starts(env, told, tmp_path, capsys):
+    from ros_vdd.cli import main
+
+    policy = write_policy(tmp_path / "walk")
+    assert main(["demo", "--policy", str(policy.path), "--env", env, "--out", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_node_that_dies_ends_the_demo_with_its_last_lines(short_env, tmp_path, capsys):
     pytest.importorskip("rclpy", reason="needs ROS 2")
     from ros_vdd.cli import main
 
-    policy = write_policy(tmp_path / "walk")
-    words = ["--policy", str(policy.path), "--env", "pusht_2", "--no-progress", "--out", str(tmp_path / "demo")]
+    policy = bundle.write(tmp_path / "empty", write_policy(tmp_path / "walk").manifest, {bundle.WEIGHTS: b""})
+    words = ["--policy", str(policy.path), "--env", short_env, "--no-progress", "--out", str(tmp_path / "demo")]
     assert main(["demo", *words]) == 2
     said = capsys.readouterr().err
-    assert "sim_bridge_node ended with status 1" in said and "did you mean 'pusht'" in said
+    assert "policy_node ended with status 1" in said and "no 'policy.onnx'" in said
 
 
 def test_children_end_with_the_block_that_started_them(tmp_path):

@@ -29,6 +29,13 @@ def test_a_shipped_robot_file_is_ok(capsys):
     assert "pusht: cameras top; 2 state values; 2 joints at 10 Hz" in capsys.readouterr().out
 
 
+def test_a_robot_file_s_goal_is_told(tmp_path, capsys):
+    text = (share_dir() / "config/robots/pusht.yaml").read_text(encoding="utf-8")
+    (tmp_path / "told.yaml").write_text(text + "\ngoal: {topic: task, tasks: [push, pull]}\n", encoding="utf-8")
+    assert main(["doctor", "--robot", str(tmp_path / "told.yaml")]) == 0
+    assert "at 10 Hz; goal of 2 tasks on 'task'" in capsys.readouterr().out
+
+
 def test_a_wrong_robot_file_is_an_error_and_status_1(tmp_path, capsys):
     path = tmp_path / "robot.yaml"
     text = (share_dir() / "config/robots/pusht.yaml").read_text(encoding="utf-8")

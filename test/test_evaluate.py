@@ -230,3 +230,38 @@ def test_a_choice_is_reported_for_mixtures_only(tmp_path):
     assert summary["choice"] is None and summary["nfe"] == 19
     assert summary["latency_ms"] == {"p50": 1.0, "p99": 1.0, "mean": 1.0}
     assert "19 network evaluation(s)" in evaluate.report(summary)
+
+
+def test_the_goal_is_that_of_the_newest_frame(tmp_path):
+    """Every other input is a history; a goal that changes counts from the next chunk on."""
+
+    class Told(Env):
+        def _observe(self):
+            return {**super()._observe(), "goal": np.eye(3, dtype=np.float32)[self._step % 3]}
+
+    class Listener(Engine):
+        goals = []
+
+        def run(self, inputs):
+            self.goals.append((inputs["state"].shape, inputs["goal"].tolist()))
+            return super().run(inputs)
+
+    engine = Listener()
+    evaluate.episode(Told("told"), PolicyRunner(policy(tmp_path, toy.TOLD), engine), 5, 4)
+    assert engine.goals == [((1, 3, 2), [[1, 0, 0]]), ((1, 3, 2), [[0, 1, 0]])]
+
+
+def test_an_environment_need_not_say_how_many_ways_there_are(parts):
+    env, runner, _ = parts
+
+    class Plain:
+        """Has all of another environment but `modes`."""
+
+        def __getattr__(self, name):
+            if name in ("modes", "mode"):
+                raise AttributeError(name)
+            return getattr(env, name)
+
+    result = evaluate.episode(Plain(), runner, 5, EXECUTED)
+    assert result.mode is None
+    assert evaluate._spread([result], evaluate.modes_of(Plain())) == {"mode_entropy": None, "modes_found": None, "modes": None}

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ros_vdd import backends
+from ros_vdd import backends, envs
 from ros_vdd.bundle import Bundle
 from ros_vdd.config import dump_yaml
 from ros_vdd.errors import ConfigError, RosVddError
 from ros_vdd.offline import demo_log
 from ros_vdd.offline.choice_options import add_choice, choice_of, described
+from ros_vdd.offline.evaluate import require_robot
 from ros_vdd.offline.processes import Processes, ros_environment
 from ros_vdd.resources import find
 from ros_vdd.runtime.choice import ChoiceConfig
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"'{folder}' is a file; give --out a folder")
+    require_robot(bundle, envs.make(args.env).robot)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OBSERVED).unlink(missing_ok=True)
     print(f"{args.episodes} episodes of {args.env} with {bundle.manifest.name}, {args.mode}; logs in {folder}/", flush=True)

@@ -13,6 +13,7 @@ from ros_vdd import envs
 from ros_vdd.errors import DataError
 from ros_vdd.offline.demo_log import DemoLog
 from ros_vdd.offline.video import EVERY, caption, draw_command, draw_plans, write_gif
+from ros_vdd.runtime.history import stacked
 from ros_vdd.runtime.inference import PolicyRunner
 
 PANEL = 240  # [px] side of one episode's picture
@@ -49,8 +50,7 @@ def _frames(env: envs.Env, runner: PolicyRunner, log: DemoLog, result: dict[str,
     for step, (stamp_ns, action) in enumerate(zip(result["stamps_ns"], result["actions"])):
         chunk_ns = log.chunk_at(stamp_ns)
         if chunk_ns != drawn_ns:
-            observation = {name: np.stack([frame[name] for frame in history]) for name in history[0]}
-            drawn_ns, means = chunk_ns, runner.act(observation).means
+            drawn_ns, means = chunk_ns, runner.act(stacked(history)).means
         if step % EVERY == 0:
             picture = env.render(PANEL).copy()
             if chunk_ns is not None:

@@ -18,6 +18,7 @@ from ros_vdd.errors import ConfigError, PolicyError
 from ros_vdd.offline.choice_options import add_choice, choice_of, described
 from ros_vdd.resources import find, require_file_place
 from ros_vdd.runtime.choice import ChoiceConfig
+from ros_vdd.runtime.history import stacked
 from ros_vdd.runtime.inference import PolicyRunner, Prediction
 from ros_vdd.runtime.modes import mode_entropy
 from ros_vdd.streams.spec import load_robot
@@ -92,10 +93,19 @@ def make_runner(bundle: Bundle, robot: str, backend: str, choice: str | ChoiceCo
     Raises:
         PolicyError: the policy was trained for another robot.
     """
+    require_robot(bundle, robot)
+    return PolicyRunner(bundle, backends.load(bundle, backend), choice, seed)
+
+
+def require_robot(bundle: Bundle, robot: str) -> None:
+    """Refuse a policy that was trained for another robot than an environment's.
+
+    Raises:
+        PolicyError: it was; the differences are listed.
+    """
     differences = bundle.robot.difference(load_robot(robot))
     if differences:
         raise PolicyError(f"policy '{bundle.path}' doesn't fit robot '{robot}': {'; '.join(differences)}")
-    return PolicyRunner(bundle, backends.load(bundle, backend), choice, seed)
 
 
 def episode(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int, recorder=None) -> EpisodeResult:
@@ -111,7 +121,7 @@ def episode(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int, r
             steps += 1
             if env.done:
                 break
-    mode = None if env.modes is None else env.mode
+    mode = None if modes_of(env) is None else env.mode
     return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies), mode, getattr(env, "task", None))
 
 
@@ -119,8 +129,12 @@ def _decisions(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int
     first = env.reset(seed)
     history = deque([first] * runner.bundle.n_obs_steps, maxlen=runner.bundle.n_obs_steps)
     while not env.done:
-        observation = {name: np.stack([frame[name] for frame in history]) for name in first}
-        yield history, runner.act(observation, replan_steps)
+        yield history, runner.act(stacked(history), replan_steps)
+
+
+def modes_of(env: envs.Env) -> int | None:
+    """Return how many ways of success an environment defines; None also for one of another package that doesn't say."""
+    return getattr(env, "modes", None)
 
 
 def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args: argparse.Namespace) -> dict:
@@ -137,7 +151,7 @@ def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args:
         "success_rate": round(float(np.mean([r.success for r in results])), 4),
         "score_mean": round(float(scores.mean()), 4),
         "score_std": round(float(scores.std()), 4),
-        **_spread(results, env.modes),
+        **_spread(results, modes_of(env)),
         "tasks": _tasks(results),
         "nfe": bundle.manifest.nfe,
         "latency_ms": {

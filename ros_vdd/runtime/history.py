@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import ConfigError, EngineError
+
+
+def stacked(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the observation of an environment's newest frames, oldest first: each input `(T, ...)`, but "goal" `(G,)` of the newest."""
+    newest = frames[-1]
+    return {name: value if name == "goal" else np.stack([frame[name] for frame in frames]) for name, value in newest.items()}
 
 
 class History:

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the training stack needs torch")
 
+import released  # noqa: E402
 import toy  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.networks.film_resnet import CLIP_MEAN, CLIP_STD, ENCODERS, FilmResNet18, FilmResNet50, clip_normalised  # noqa: E402
@@ -18,7 +19,6 @@ from ros_vdd.streams.goal import GoalSpec  # noqa: E402
 from ros_vdd.streams.stream_spec import CameraSpec  # noqa: E402
 
 GOAL = 6
-F = torch.nn.functional
 
 
 def shaken(encoder):
@@ -34,54 +34,9 @@ def shaken(encoder):
     return encoder.eval()
 
 
-def norm(w, name, x):
-    mean, var, scale, shift = (w[f"{name}.{k}"][:, None, None] for k in ("running_mean", "running_var", "weight", "bias"))
-    return (x - mean) / (var + 1e-5).sqrt() * scale + shift
-
-
-def stem(w, prefix, pictures):
-    """Pictures in [0, 255] to the first stage's input."""
-    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
-    x = (pictures / 255 - mean) / std
-    x = norm(w, f"{prefix}bn1", F.conv2d(x, w[f"{prefix}conv1.weight"], stride=2, padding=3)).relu()
-    return F.max_pool2d(x, 3, 2, 1)
-
-
-def skip(w, block, x, stride):
-    if f"{block}.downsample.0.weight" not in w:
-        return x
-    return norm(w, f"{block}.downsample.1", F.conv2d(x, w[f"{block}.downsample.0.weight"], stride=stride))
-
-
-def resnet18(w, pictures, goal):
-    x = stem(w, "", pictures)
-    for stage in (1, 2, 3, 4):
-        told = F.silu(goal) @ w[f"film_module{stage}.modulation.1.weight"].T + w[f"film_module{stage}.modulation.1.bias"]
-        for index in (0, 1):
-            block, stride = f"layer{stage}.{index}", 2 if stage > 1 and index == 0 else 1
-            y = norm(w, f"{block}.bn1", F.conv2d(x, w[f"{block}.conv1.weight"], stride=stride, padding=1)).relu()
-            y = norm(w, f"{block}.bn2", F.conv2d(y, w[f"{block}.conv2.weight"], padding=1))
-            width = y.shape[1]
-            own = told[:, 2 * width * index : 2 * width * (index + 1), None, None]
-            x = (own[:, :width] * y + own[:, width:] + skip(w, block, x, stride)).relu()
-    return x.mean(dim=(2, 3)) @ w["fc.weight"].T + w["fc.bias"]
-
-
-def resnet50(w, pictures, goal):
-    x = stem(w, "resnet.", pictures)
-    for stage, depth in ((1, 3), (2, 4), (3, 6), (4, 3)):
-        for index in range(depth):
-            block, stride = f"resnet.layer{stage}.{index}", 2 if stage > 1 and index == 0 else 1
-            y = norm(w, f"{block}.bn1", F.conv2d(x, w[f"{block}.conv1.weight"])).relu()
-            y = norm(w, f"{block}.bn2", F.conv2d(y, w[f"{block}.conv2.weight"], stride=stride, padding=1)).relu()
-            y = norm(w, f"{block}.bn3", F.conv2d(y, w[f"{block}.conv3.weight"]))
-            x = (y + skip(w, block, x, stride)).relu()
-        gamma, beta = (goal @ w[f"film{stage}.{k}.weight"].T + w[f"film{stage}.{k}.bias"] for k in ("gamma", "beta"))
-        x = (1 + gamma[..., None, None]) * x + beta[..., None, None]
-    return x.mean(dim=(2, 3))
-
-
-@pytest.mark.parametrize("make, plain", [(lambda: FilmResNet18(GOAL, 5), resnet18), (lambda: FilmResNet50(GOAL), resnet50)])
+@pytest.mark.parametrize(
+    "make, plain", [(lambda: FilmResNet18(GOAL, 5), released.resnet18), (lambda: FilmResNet50(GOAL), released.resnet50)]
+)
 def test_features_are_those_of_the_description_written_down_line_by_line(make, plain):
     torch.manual_seed(0)
     encoder = shaken(make())
@@ -146,7 +101,8 @@ def robot(goal=True):
 def test_each_tick_is_looked_at_for_the_goal_of_its_own_row():
     torch.manual_seed(0)
     vision = VisionConfig(features=8, encoder="film_resnet18")
-    policy = ModePolicy(robot(), ModeConfig(n_obs_steps=2, horizon=4, n_action_steps=4, width=16, depth=1, heads=2, vision=vision)).eval()
+    sizes = {"n_obs_steps": 2, "horizon": 4, "n_action_steps": 4, "width": 16, "depth": 1, "heads": 2}
+    policy = ModePolicy(robot(), ModeConfig(**sizes, vision=vision)).eval()
     pictures = {f"images.{n}": torch.randint(0, 256, (3, 2, 32, 32, 3), dtype=torch.uint8) for n in ("static", "wrist")}
     observation = {**pictures, "state": torch.zeros(3, 2, policy.robot.state_size), "goal": torch.randn(3, GOAL)}
     with torch.no_grad():

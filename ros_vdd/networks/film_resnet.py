@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image encoders of released MoDE policies: residual networks that are told the goal by feature-wise scale and shift (FiLM).
+"""The image encoders of released MoDE policies: residual networks that are told the goal by scale and shift (FiLM).
 
-    film_resnet18    in every block, after its second norm:  y = gamma bn2(...) + beta,  x = relu(y + skip);  a linear layer at the end
+    film_resnet18    in every block, after its second norm:  y = gamma bn2(...) + beta,  x = relu(y + skip);  last a linear layer
     film_resnet50    after each of the four stages:          x = (1 + gamma) x + beta;  at the start gamma = beta = 0
 
-Parameters are named as torchvision (18) and timm (50) name theirs, so that released files fit. Batch norm goes by its kept statistics,
-in training too: a picture's features don't depend on its neighbours in the batch.
+Parameters are named as torchvision (18) and timm (50) name theirs, so that released files fit. Batch norm goes by its kept
+statistics, in training too: a picture's features don't depend on its neighbours in the batch.
 
-Source: He et al. 2016 (arXiv 1512.03385), Perez et al. 2018 (FiLM, arXiv 1709.07871), and the layout of the released code of Reuss et al.
-2025 (MoDE, arXiv 2412.12953), by description. Differs: no ImageNet weights are fetched; the down-sampling branch is evaluated once.
+Source: He et al. 2016 (arXiv 1512.03385), Perez et al. 2018 (FiLM, arXiv 1709.07871), and the layout of the released code of
+Reuss et al. 2025 (MoDE, arXiv 2412.12953), by description. Differs: no ImageNet weights are fetched; the down-sampling branch is
+evaluated once.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from ros_vdd.policies.mixture import Likelihood, MixturePolicy
 from ros_vdd.policies.policy import Policy
 
 OPSET = 18
+MAX_BYTES = 2**31 - 2**24
+"""Largest weights that a graph can embed: a protobuf message holds 2 GiB, of which the nodes need some."""
 _RANDOM = ("Multinomial", "Bernoulli", "Dropout")
 
 
@@ -47,7 +49,7 @@ def to_onnx(policy: Policy, example: Mapping[str, np.ndarray]) -> bytes:
     """Return the graph of a policy for inputs named and shaped as in `example`.
 
     Raises:
-        EngineError: the graph holds a random operator or keeps weights outside.
+        EngineError: the weights are too large to be embedded, or the graph holds a random operator or keeps weights outside.
     """
     outputs = ["means", "log_gate"] if policy.kind == "mixture" else ["actions"]
     return _export(_Positional(policy.eval(), list(example)), example, outputs)
@@ -63,6 +65,7 @@ def likelihood_to_onnx(policy: MixturePolicy, example: Mapping[str, np.ndarray])
 
 
 def _export(module: _Positional, example: Mapping[str, np.ndarray], outputs: list[str]) -> bytes:
+    _require_size(module)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's advice to its own developers
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -80,6 +83,15 @@ def _export(module: _Positional, example: Mapping[str, np.ndarray], outputs: lis
         graph = without_traces(path.read_bytes())
     _require_plain(graph)
     return graph
+
+
+def _require_size(module: nn.Module) -> None:
+    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if size > MAX_BYTES:
+        raise EngineError(
+            f"the weights are {size / 1e9:.2f} GB; an ONNX graph holds its weights itself, at most {MAX_BYTES / 1e9:.2f} GB of them "
+            "(protobuf's limit). The policy runs in PyTorch: --backend eager, or the node's parameter backend:=eager"
+        )
 
 
 def without_traces(graph: bytes) -> bytes:

@@ -116,7 +116,8 @@ class Policy(nn.Module):
         told = ()
         if self.config.vision.conditioned:
             if goal is None:
-                raise ConfigError(f"'vision.encoder' is '{self.config.vision.encoder}', which needs the goal; none is given, use small")
+                name = self.config.vision.encoder
+                raise ConfigError(f"'vision.encoder' is '{name}', which needs the goal, and none is given; write encoder: small")
             told = (goal,)
         parts = []
         for name in self.image_shapes:
@@ -147,8 +148,9 @@ class Policy(nn.Module):
             parts.append(observation["features"])
         elif self.encoders:
             flat = {name: observation[name].flatten(0, 1) for name in self.image_shapes}
-            goal = observation["goal"].repeat_interleave(self.config.n_obs_steps, dim=0) if self.config.vision.conditioned else None
-            parts.append(self.encode_frames(flat, goal).reshape(-1, self.config.n_obs_steps, self.frame_size))
+            ticks, told = self.config.n_obs_steps, self.config.vision.conditioned
+            goal = observation["goal"].repeat_interleave(ticks, dim=0) if told else None
+            parts.append(self.encode_frames(flat, goal).reshape(-1, ticks, self.frame_size))
         if self.state_normalizer is not None:
             parts.append(self._state_features(observation["state"]))
         return parts

@@ -83,8 +83,8 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(..., D)` to `(..., D)`, in float32 inside."""
-        full = x.float()
+        """Map `(..., D)` to `(..., D)`, in float32 inside, or better."""
+        full = x.to(torch.promote_types(x.dtype, torch.float32))
         size = full.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-6)
         return (full * (self.gain / size)).to(x.dtype)
 
@@ -267,7 +267,7 @@ class ModeNetwork(nn.Module):
         tokens = torch.cat(parts, dim=2).flatten(1, 2)  # camera tokens, then the state, tick by tick
         if self.goal is None:
             return tokens
-        return torch.cat([self.goal(self.goal_dropout(goal))[:, None] + self.positions[0], tokens], dim=1)
+        return torch.cat([self.goal(self.goal_dropout(goal))[:, None] + self.positions[:1], tokens], dim=1)
 
     def actions(self, x: Tensor) -> Tensor:
         """Return the tokens `(B, H, width)` of noised actions `(B, H * A)`; the first shares the newest tick's position."""

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from ros_vdd.errors import EngineError
+from ros_vdd.networks.mode_step import ModeStep
 from ros_vdd.policies.mixture import Likelihood, MixturePolicy
+from ros_vdd.policies.mode import ModePolicy
 from ros_vdd.policies.policy import Policy
 
 OPSET = 18
@@ -45,14 +47,21 @@ class _Likelihood(_Positional):
         return tuple(self.policy.likelihood(named, chunk, mask))
 
 
+class _Condition(_Positional):
+    """The features that a policy's network is told of an observation, likewise."""
+
+    def forward(self, *inputs):
+        return self.policy.condition(dict(zip(self.names, inputs)))
+
+
 def to_onnx(policy: Policy, example: Mapping[str, np.ndarray]) -> bytes:
-    """Return the graph of a policy for inputs named and shaped as in `example`.
+    """Return the graph of a policy, as `deployed`, for inputs named and shaped as in `example`.
 
     Raises:
         EngineError: the weights are too large to be embedded, or the graph holds a random operator or keeps weights outside.
     """
     outputs = ["means", "log_gate"] if policy.kind == "mixture" else ["actions"]
-    return _export(_Positional(policy.eval(), list(example)), example, outputs)
+    return _export(_Positional(policy.eval().deployed(), list(example)), example, outputs)
 
 
 def likelihood_to_onnx(policy: MixturePolicy, example: Mapping[str, np.ndarray]) -> bytes:
@@ -64,7 +73,24 @@ def likelihood_to_onnx(policy: MixturePolicy, example: Mapping[str, np.ndarray])
     return _export(_Likelihood(policy.eval(), list(example)), example, list(Likelihood._fields))
 
 
-def _export(module: _Positional, example: Mapping[str, np.ndarray], outputs: list[str]) -> bytes:
+def step_to_onnx(policy: ModePolicy, observation: Mapping[str, np.ndarray]) -> tuple[bytes, bytes]:
+    """Return two graphs of a MoDE policy that serve any schedule: observation to "condition" `(1, O)`, and one step of a sampler.
+
+    The step takes "x" `(1, H * A)`, "condition", "gates" `(layers, E)`, "c" `(width,)`, "A", "B" and "c_in" `(1,)`, and gives "next"
+    `(1, H * A)`; `ros_vdd.policies.mode_deployed.schedule` has the numbers of a schedule.
+
+    Raises:
+        ValueError: the router reads tokens.
+        EngineError: as `to_onnx`.
+    """
+    sizes = policy.eval().network.sizes
+    shapes = {"x": (1, policy.chunk_size), "condition": (1, policy.condition_size), "gates": (sizes.depth, sizes.experts), "c": (sizes.width,)}
+    shapes |= {name: (1,) for name in ("A", "B", "c_in")}
+    step = _export(ModeStep(policy.network), {name: np.ones(shape, np.float32) for name, shape in shapes.items()}, ["next"])
+    return _export(_Condition(policy, list(observation)), observation, ["condition"]), step
+
+
+def _export(module: nn.Module, example: Mapping[str, np.ndarray], outputs: list[str]) -> bytes:
     _require_size(module)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's advice to its own developers

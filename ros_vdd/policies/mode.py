@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.mode import ModeNetwork, ModeSizes, check_sizes
 from ros_vdd.policies.diffusion import DiffusionConfig, DiffusionPolicy, SamplerConfig
+from ros_vdd.policies.mode_deployed import DeployedMode
 from ros_vdd.policies.policy import check_heads
 
 
@@ -87,6 +88,10 @@ class ModePolicy(DiffusionPolicy):
         """Turn an observation into features `(B, O)`: the goal, then tick by tick the cameras' features and the state."""
         ticks = self.observed_ticks(observation).flatten(1)
         return torch.cat([observation["goal"], ticks], dim=1) if self.robot.goal_size else ticks
+
+    def deployed(self) -> nn.Module:
+        """Return the sampler as a straight line, fused where the noise alone chooses the experts; see `ros_vdd.networks.mode_fused`."""
+        return DeployedMode(self).eval()
 
     def regularisation(self) -> Tensor | None:
         """Return balance_weight times the balance loss of the last training pass; None for a dense network."""

@@ -168,6 +168,10 @@ class Policy(nn.Module):
         shape = (*flat.shape[:-1], self.config.horizon, self.robot.action_size)
         return self.action_normalizer.inverse(flat.clamp(-1, 1).reshape(shape))
 
+    def deployed(self) -> nn.Module:
+        """Return what is exported to compute the same: a module of the same `kind` and `forward`; as a rule the policy itself."""
+        return self
+
     def from_chunk(self, actions: Tensor) -> Tensor:
         """Turn actions `(B, H, A)` in the robot's units into normalised flat chunks `(B, D)`."""
         return self.action_normalizer(actions).flatten(1)

@@ -25,7 +25,7 @@ from ros_vdd.errors import ConfigError, PolicyError, suggest
 from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
 
 FORMAT = "ros_vdd/policy/1"
-SAMPLED = ("diffusion", "window", "mode")
+SAMPLED = ("diffusion", "window", "mode", "few_step")
 """The kinds that denoise with a sampler: they take noise, and can be teachers."""
 MANIFEST, WEIGHTS, SUMS = "policy.yaml", "weights.safetensors", "SHA256SUMS"
 GRAPH, LIKELIHOOD = "policy.onnx", "likelihood.onnx"
@@ -36,7 +36,7 @@ class Manifest:
     """The contents of `policy.yaml`."""
 
     name: str
-    kind: Literal["diffusion", "window", "mode", "mixture", "encoder"]
+    kind: Literal["diffusion", "window", "mode", "few_step", "mixture", "encoder"]
     robot: dict[str, Any]
     network: dict[str, Any]
     n_obs_steps: int
@@ -95,10 +95,14 @@ class Bundle:
     n_action_steps = property(lambda self: self.manifest.n_action_steps)
 
     @property
-    def noise_shape(self) -> tuple[int, int] | None:
-        """Return (H, A) of the noise input, (T, A) of a window policy's, or None for a policy that needs none."""
+    def noise_shape(self) -> tuple[int, ...] | None:
+        """Return (H, A) of the noise input, (T, A) of a window policy's, (N, H, A) of a few-step student's, or None where there is none."""
         if self.kind not in SAMPLED:
             return None
+        if self.kind == "few_step":
+            network = self.manifest.network
+            count = network["sampler"]["steps"] if network["walk"] == "renoise" else 1
+            return count, self.horizon, self.robot.action_size
         return (self.n_obs_steps if self.kind == "window" else self.horizon, self.robot.action_size)
 
     @property

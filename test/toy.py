@@ -51,6 +51,7 @@ NETWORKS = {
         **{"width": 16, "depth": 1, "heads": 2, "sampler": {"steps": 3}},
     },
     "mode": {**SIZES, "width": 16, "depth": 2, "heads": 2, "expert_ratio": 2.0, "sampler": {"steps": 3}},
+    "few_step": {**SIZES, "width": 16, "depth": 1, "grid": 4, "sampler": {"steps": 2}},
     "mixture": {**SIZES, "experts": 2, "width": 16, "depth": 1, "gate_width": 8},
     "encoder": SIZES,
 }
@@ -88,6 +89,10 @@ def store(
     return EpisodeStore(root)
 
 
+FEW_STEPS = {"progressive": {"walk": "euler"}}
+"""The walk that a method trains, where it isn't the default."""
+
+
 def config(method: str, kind: str, data: Path, loop: dict | None = None, **fields) -> dict:
     """Return a training configuration as plain values."""
     few = {
@@ -102,7 +107,7 @@ def config(method: str, kind: str, data: Path, loop: dict | None = None, **field
         "name": f"toy_{method}",
         "method": method,
         "data": str(data),
-        "policy": {**NETWORKS[kind], **({"kind": kind} if kind in ("window", "mode") else {})},
+        "policy": {**NETWORKS[kind], **FEW_STEPS.get(method, {}), **({"kind": kind} if kind in ("window", "mode") else {})},
         "options": OPTIONS.get(method, {}),
         "loop": {"steps": 6, **few, **(loop or {})},
         "validation_fraction": 0.25,

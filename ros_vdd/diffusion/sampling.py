@@ -44,8 +44,33 @@ def evaluations(solver: str, steps: int) -> int:
     return 2 * steps - 1 if solver == "heun" else steps
 
 
+def reflected(estimate: Tensor, bound: float | None) -> Tensor:
+    """Return a clean estimate cut to [-bound, bound], where normalised actions live; None leaves it.
+
+    What is formed from it afterwards, a slope or the noise in x, agrees with the cut estimate: the practical form of a diffusion that is
+    reflected at the box (Lou & Ermon 2023, arXiv 2304.04740).
+    """
+    return estimate if bound is None else estimate.clamp(-bound, bound)
+
+
+def euler_step(denoise: Denoise, x: Tensor, now: Tensor, then: Tensor, bound: float | None = None) -> Tensor:
+    """Return x `(B, D)` carried from levels `now` to levels `then`, each `(B,)`, by one Euler (DDIM) step; `then` may be 0."""
+    estimate = reflected(denoise(x, now), bound)
+    return estimate + (then / now)[:, None] * (x - estimate)
+
+
+def heun_step(denoise: Denoise, x: Tensor, now: Tensor, then: Tensor, bound: float | None = None) -> Tensor:
+    """Return x `(B, D)` carried from levels `now` to levels `then` above 0, each `(B,)`, by one Heun step."""
+    slope = (x - reflected(denoise(x, now), bound)) / now[:, None]
+    step = (then - now)[:, None]
+    ahead = x + step * slope
+    return x + step / 2 * (slope + (ahead - reflected(denoise(ahead, then), bound)) / then[:, None])
+
+
+def rows(x: Tensor, sigma: float) -> Tensor:
+    """Return a level for each row of x `(B, D)`, `(B,)`."""
+    return torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
+
+
 def _slope(denoise: Denoise, x: Tensor, sigma: float, bound: float | None) -> Tensor:
-    estimate = denoise(x, torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device))
-    if bound is not None:
-        estimate = estimate.clamp(-bound, bound)
-    return (x - estimate) / sigma
+    return (x - reflected(denoise(x, rows(x, sigma)), bound)) / sigma

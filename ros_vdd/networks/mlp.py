@@ -28,11 +28,28 @@ class DenoiserMLP(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, condition: Tensor) -> Tensor:
         """Map x `(B, D)`, c_noise `(B,)` and condition `(B, O)` to `(B, D)`."""
-        embedding = self.condition(torch.cat([self.level(c_noise), condition], dim=1))
+        return self._through(x, condition, self.condition(torch.cat([self.level(c_noise), condition], dim=1)))
+
+    def _through(self, x: Tensor, condition: Tensor, embedding: Tensor) -> Tensor:
         hidden = self.enter(torch.cat([x, condition], dim=1))
         for block in self.blocks:
             hidden = block(hidden, embedding)
         return self.leave(hidden)
+
+
+class JumpMLP(DenoiserMLP):
+    """A `DenoiserMLP` that is told the level to stop at; begins as the network that isn't."""
+
+    def __init__(self, size: int, condition: int, width: int, depth: int, dropout: float = 0.0):
+        super().__init__(size, condition, width, depth, dropout)
+        self.stop = nn.Linear(64, width)
+        nn.init.zeros_(self.stop.weight)
+        nn.init.zeros_(self.stop.bias)
+
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Tensor, c_stop: Tensor) -> Tensor:  # type: ignore[override]
+        """Map x `(B, D)`, c_noise and c_stop `(B,)` and condition `(B, O)` to `(B, D)`."""
+        embedding = self.condition(torch.cat([self.level(c_noise), condition], dim=1)) + self.stop(self.level(c_stop))
+        return self._through(x, condition, embedding)
 
 
 class Trunk(nn.Module):

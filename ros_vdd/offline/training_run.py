@@ -91,6 +91,11 @@ class TrainingRun:
                 f"teacher '{bundle.path}' is of kind '{bundle.kind}'; expected {_listed(SAMPLED)}; give --teacher the folder of "
                 "a diffusion policy, as ros-vdd train pusht_teacher makes it"
             )
+        if bundle.kind == "few_step" and bundle.manifest.network["walk"] != "euler":
+            raise PolicyError(
+                f"teacher '{bundle.path}' is a few-step student whose 'walk' is '{bundle.manifest.network['walk']}': it answers at a few "
+                "levels and has no score; give its own teacher"
+            )
         self._agree(bundle, "teacher")
         return bundle
 

@@ -8,6 +8,7 @@ from ros_vdd.config import build, to_plain
 from ros_vdd.errors import PolicyError
 from ros_vdd.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from ros_vdd.policies.encoder import EncoderConfig, EncoderPolicy
+from ros_vdd.policies.few_step import FewStepConfig, FewStepPolicy
 from ros_vdd.policies.mixture import MixtureConfig, MixturePolicy
 from ros_vdd.policies.mode import ModeConfig, ModePolicy
 from ros_vdd.policies.policy import Policy
@@ -16,6 +17,7 @@ from ros_vdd.policies.window import WindowConfig, WindowPolicy
 KINDS = {
     "diffusion": (DiffusionPolicy, DiffusionConfig),
     "window": (WindowPolicy, WindowConfig),
+    "few_step": (FewStepPolicy, FewStepConfig),
     "mode": (ModePolicy, ModeConfig),
     "mixture": (MixturePolicy, MixtureConfig),
     "encoder": (EncoderPolicy, EncoderConfig),

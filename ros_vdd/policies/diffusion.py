@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ros_vdd.diffusion.denoiser import Denoiser
 from ros_vdd.diffusion.draws import Draws
-from ros_vdd.diffusion.sampling import SOLVERS, evaluations
+from ros_vdd.diffusion.sampling import SOLVERS, evaluations, reflected
 from ros_vdd.diffusion.schedule import exponential_sigmas, karras_sigmas
 from ros_vdd.diffusion.vp import VpDenoiser, ddim_sigmas, equivalent_sigmas
 from ros_vdd.errors import ConfigError
@@ -107,12 +107,17 @@ class DiffusionPolicy(Policy):
 
     def __init__(self, robot: RobotSpec, config: DiffusionConfig):
         super().__init__(robot, config)
-        network = self._network()
-        self.denoiser = VpDenoiser(network, config.vp_steps, config.sigma_data) if config.process == "vp" else Denoiser(network, config.sigma_data)
+        self.denoiser = self._denoiser(self._network())
 
     def _network(self) -> nn.Module:
         config = self.config
         return DenoiserMLP(self.chunk_size, self.condition_size, config.width, config.depth, config.dropout)
+
+    def _denoiser(self, network: nn.Module) -> nn.Module:
+        config = self.config
+        if config.process == "vp":
+            return VpDenoiser(network, config.vp_steps, config.sigma_data)
+        return Denoiser(network, config.sigma_data)
 
     @property
     def nfe(self) -> int:  # type: ignore[override]
@@ -145,6 +150,15 @@ class DiffusionPolicy(Policy):
             context: (B, C), from `context`.
         """
         return self._ask(self.denoiser.score, a, sigma, context)
+
+    @torch.no_grad()
+    def clean(self, a: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Return the clean estimate `(B, D)` of noised chunks `(B, D)` at levels sigma `(B,)`, cut to [-1, 1] where `sampler.clip`; detached.
+
+        It is a + sigma^2 score(a), Tweedie's formula, so any policy with a score has one.
+        """
+        estimate = a + sigma[:, None].square() * self.score(a, sigma, context)
+        return reflected(estimate, 1.0 if self.config.sampler.clip else None)
 
     @torch.no_grad()
     def released_score(self, a: Tensor, sigma: Tensor, context: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,12 +25,20 @@ def save(
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     cpu_seconds: float = 0.0,
+    companions: Mapping[str, nn.Module] = MappingProxyType({}),
+    optimizers: Mapping[str, torch.optim.Optimizer] = MappingProxyType({}),
 ) -> None:
-    """Write the state after `step` steps, which took `cpu_seconds`; `run` names the configuration it belongs to."""
+    """Write the state after `step` steps, which took `cpu_seconds`; `run` names the configuration it belongs to.
+
+    `companions` and `optimizers` are those of the method, by name.
+    """
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    for name, companion in companions.items():
+        tensors |= {f"companion.{name}.{k}": v for k, v in companion.state_dict().items()}
+    for prefix, each in {"optimizer": optimizer, **{f"optimizers.{k}": v for k, v in optimizers.items()}}.items():
+        for index, state in each.state_dict()["state"].items():
+            tensors |= {f"{prefix}.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     spent = f"{cpu_seconds:.3f}"
     partial = path.with_suffix(".partial")
@@ -40,7 +50,13 @@ def save(
 
 
 def load(
-    path: Path, run: str, module: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    path: Path,
+    run: str,
+    module: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    companions: Mapping[str, nn.Module] = MappingProxyType({}),
+    optimizers: Mapping[str, torch.optim.Optimizer] = MappingProxyType({}),
 ) -> tuple[int, float]:
     """Restore a state in place and return how many steps it had done and the CPU time [s] they took.
 
@@ -65,12 +81,20 @@ def load(
     for name, value in _below(tensors, "average.").items():
         if name in average:
             average[name].copy_(value)
+    for name, companion in companions.items():
+        companion.load_state_dict(_below(tensors, f"companion.{name}."))
+    _restore(optimizer, _below(tensors, "optimizer."))
+    for name, each in optimizers.items():
+        _restore(each, _below(tensors, f"optimizers.{name}."))
+    return int(metadata["step"]), float(metadata.get("cpu_seconds", 0.0))
+
+
+def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _below(tensors, "optimizer.").items():
+    for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"]), float(metadata.get("cpu_seconds", 0.0))
 
 
 def _sha256(tensors: dict[str, Tensor], counts: str) -> str:

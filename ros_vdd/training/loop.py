@@ -58,6 +58,9 @@ class Loop:
         self.optimizer = torch.optim.AdamW(self.trained, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.average = self._weights()
         self._loss = method.loss
+        self._beside = {"companions": getattr(method, "companions", {}), "optimizers": getattr(method, "optimizers", {})}
+        for companion in self._beside["companions"].values():
+            companion.to(group.device)
         self.cpu_seconds = 0.0
         self.last_validation: dict[str, float] = {}
 
@@ -94,9 +97,11 @@ class Loop:
         draws, indices = self._randomness(step, len(self.data), self.group)
         self.policy.train()
         batch = self.data.batch(self.group.rows(indices))
+        progress = step / self.config.steps
+        beside = self.method.before(batch, draws, progress) if hasattr(self.method, "before") else {}
         with autocast(self.group.device, self.config.precision):
-            loss, figures = self._loss(batch, draws, step / self.config.steps)
-        figures = self.group.mean(figures)
+            loss, figures = self._loss(batch, draws, progress)
+        figures = self.group.mean({**figures, **beside})
         self._require_finite(step, "loss", figures["loss"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
@@ -106,6 +111,8 @@ class Loop:
         self._require_finite(step, "gradient norm", norm.item())
         self.optimizer.step()
         self._average(step)
+        if hasattr(self.method, "after"):
+            self.method.after()
         return figures
 
     @torch.no_grad()
@@ -133,7 +140,7 @@ class Loop:
         start = 0
         if self._checkpoint.exists():
             start, self.cpu_seconds = checkpoint.load(
-                self._checkpoint, self.run_name, self.policy, self.average, self.optimizer
+                self._checkpoint, self.run_name, self.policy, self.average, self.optimizer, **self._beside
             )
         elif hasattr(self.method, "prepare"):
             draws, _ = self._randomness(PREPARE, len(self.data), Group(device=self.group.device))
@@ -156,7 +163,7 @@ class Loop:
             logs.write("validation", done, self.last_validation)
         if done % config.checkpoint_every == 0 or done == config.steps:
             checkpoint.save(
-                self._checkpoint, done, self.run_name, self.policy, self.average, self.optimizer, self.cpu_seconds
+                self._checkpoint, done, self.run_name, self.policy, self.average, self.optimizer, self.cpu_seconds, **self._beside
             )
 
     @property

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The samplers of few-step students: noise in, the states on the way and the chunk at the end out; randomness is an input.
+
+    renoise   a = f(x, s_i),   x = a + sqrt(s_{i+1}^2 - s_min^2) n_{i+1}
+    jump      x = G(x, s_i -> s_{i+1}), at the end the clean estimate
+
+Source: Song et al. 2023 (consistency models, arXiv 2303.01469), algorithm 1; Kim et al. 2024 (CTM, arXiv 2310.02279), algorithm 3 with
+gamma 0. Euler's rule is in `ros_vdd.diffusion.sampling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ros_vdd.diffusion.sampling import Denoise, reflected, rows
+
+Jump = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x (B, D), sigma (B,), stop (B,)) -> (B, D)
+
+
+def euler(denoise: Denoise, noise: Tensor, sigmas: Sequence[float], bound: float | None = None) -> tuple[list[Tensor], Tensor]:
+    """Return the states `(B, D)` at the levels above 0 and the chunk `(B, D)`, from unit noise `(B, 1, D)`."""
+    states = [noise[:, 0] * sigmas[0]]
+    for now, then in zip(sigmas[:-1], sigmas[1:]):
+        x = states[-1]
+        estimate = reflected(denoise(x, rows(x, now)), bound)
+        states.append(estimate + then / now * (x - estimate))
+    return states[:-1], states[-1]
+
+
+def renoise(
+    denoise: Denoise, noise: Tensor, sigmas: Sequence[float], sigma_min: float, bound: float | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Return the states `(B, D)` and the chunk `(B, D)`, from unit noise `(B, N, D)`: fresh noise for each of N steps."""
+    states = [noise[:, 0] * sigmas[0]]
+    for i, now in enumerate(sigmas[:-1]):
+        clean = reflected(denoise(states[-1], rows(states[-1], now)), bound)
+        if sigmas[i + 1] == 0:
+            return states, clean
+        states.append(clean + max(sigmas[i + 1] ** 2 - sigma_min**2, 0.0) ** 0.5 * noise[:, i + 1])
+    raise ValueError(f"sigmas={list(sigmas)}: need 0 at the end")
+
+
+def jump(
+    jump: Jump, noise: Tensor, sigmas: Sequence[float], sigma_min: float, bound: float | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Return the states `(B, D)` and the chunk `(B, D)`, from unit noise `(B, 1, D)`; the last jump ends at sigma_min."""
+    states = [noise[:, 0] * sigmas[0]]
+    for now, then in zip(sigmas[:-1], sigmas[1:]):
+        x = states[-1]
+        states.append(jump(x, rows(x, now), rows(x, then or sigma_min)))
+    return states[:-1], reflected(states[-1], bound)

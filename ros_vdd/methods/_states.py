@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the noised chunks come from that a few-step student is trained on: the one source for every such method.
+
+    forward    a + sigma n of the recorded chunk
+    teacher    from noise, by the teacher's Euler steps along the grid
+    student    from noise, by the student's own walk, with the sampler that will be deployed
+    buffer     an earlier state of one of the last two, with the observation that it belongs to
+
+A share of student states is DDIL: the student is labelled where its own steps lead, not only where demonstrations lie. Drawn per row, never
+differentiable. At the highest level all sources are pure noise and the same. Source: Garrepalli et al. 2024 (DDIL, arXiv 2410.11971); the
+shares, their warm-up and the buffer are our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ros_vdd.diffusion.draws import Draws
+from ros_vdd.diffusion.sampling import euler_step, rows
+from ros_vdd.errors import ConfigError
+from ros_vdd.policies.diffusion import DiffusionPolicy
+from ros_vdd.policies.few_step import FewStepPolicy
+
+FORWARD, TEACHER, STUDENT, BUFFER = range(4)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the four sources, which add up to 1; the last three grow linearly to theirs over the first `warmup` of the training.
+
+    `capacity`: states that the buffer keeps, the oldest make room.
+    """
+
+    forward: float = 1.0
+    teacher: float = 0.0
+    student: float = 0.0
+    buffer: float = 0.0
+    warmup: float = 0.2
+    capacity: int = 4096
+
+    def __post_init__(self):
+        shares = (self.forward, self.teacher, self.student, self.buffer)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(
+                f"'forward' {self.forward}, 'teacher' {self.teacher}, 'student' {self.student}, 'buffer' {self.buffer}: "
+                "expected shares of at least 0 that add up to 1"
+            )
+        if not 0 <= self.warmup <= 1 or self.capacity < 1:
+            raise ConfigError(f"'warmup' is {self.warmup}, 'capacity' {self.capacity}; expected 0 to 1, and at least 1")
+        if self.buffer and not self.teacher + self.student:
+            raise ConfigError("'buffer' keeps states of 'teacher' and 'student', whose shares are 0")
+
+
+class States(NamedTuple):
+    """Noised chunks: `x` (B, D), where they are on the grid `index` (B,), their `context` (B, C) of the student's and of the teacher's
+    observation, and which `source` each is from (B,)."""
+
+    x: Tensor
+    index: Tensor
+    context: Tensor
+    teacher_context: Tensor
+    source: Tensor
+
+
+class StateSource:
+    """Draws the states of a training step.
+
+    Args:
+        shares: of the four sources.
+        policy, teacher: the student and its frozen teacher.
+        stops: indices of the grid where a state is wanted; student states lie on the walk's own, which are among them.
+    """
+
+    def __init__(self, shares: Shares, policy: FewStepPolicy, teacher: DiffusionPolicy):
+        self.shares, self.policy, self.teacher = shares, policy, teacher
+        self.grid = policy.grid
+        self.buffer = Buffer(shares.capacity) if shares.buffer else None
+
+    @torch.no_grad()
+    def draw(self, batch: Mapping[str, Tensor], index: Tensor, clean: Tensor, draws: Draws, progress: float) -> States:
+        """Return the states of a batch.
+
+        Args:
+            batch: observations.
+            index: (B,), which level of the grid is wanted in each row; rows of the student get the nearest of its walk.
+            clean: (B, D), recorded chunks, normalised.
+            progress: 0 to 1 over the training.
+        """
+        context = self.policy.context(batch)
+        teacher_context = self.teacher.context(batch, draws)
+        noise = draws.normal((len(clean), *self.policy.noise_shape)).flatten(2)
+        levels = torch.tensor(self.grid, device=clean.device)
+        source = self._sources(len(clean), draws, progress)
+        if bool((source == STUDENT).any()):
+            stops = torch.tensor(self.policy.stops, device=clean.device)
+            nearest = stops[(index[:, None] - stops).abs().argmin(dim=1)]
+            index = torch.where(source == STUDENT, nearest, index)
+        x = clean + levels[index][:, None] * noise[:, 0]
+        for number, walk in ((TEACHER, self._teacher_walk), (STUDENT, self._student_walk)):
+            mine = (source == number).nonzero()[:, 0]
+            if len(mine):
+                own = teacher_context if number == TEACHER else context
+                x[mine] = walk(own[mine], noise[mine], index[mine])
+        return self._remembered(States(x, index, context, teacher_context, source), draws)
+
+    def figures(self, states: States, errors: Tensor) -> dict[str, float]:
+        """Return the share of each source that is in use, and its mean error, of errors `(B,)`."""
+        made = {}
+        for number, name in enumerate(("forward", "teacher", "student", "buffer")):
+            if getattr(self.shares, name):
+                mine = (states.source == number).to(errors.dtype)
+                made[f"share_{name}"] = mine.mean().item()
+                made[f"error_{name}"] = ((errors.detach() * mine).sum() / mine.sum().clamp(min=1)).item()
+        return made
+
+    def _sources(self, count: int, draws: Draws, progress: float) -> Tensor:
+        shares = self.shares
+        if shares.forward == 1:
+            return torch.zeros(count, dtype=torch.long, device=draws.device)
+        grown = min(1.0, progress / shares.warmup) if shares.warmup else 1.0
+        bounds = torch.tensor([shares.teacher, shares.student, shares.buffer], device=draws.device).mul(grown).cumsum(0)
+        chosen = torch.bucketize(draws.uniform((count,)), bounds, right=True)  # 0, 1, 2: a grown share; 3: forward
+        return torch.tensor([TEACHER, STUDENT, BUFFER, FORWARD], device=draws.device)[chosen]
+
+    def _teacher_walk(self, context: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        x = noise[:, 0] * self.grid[0]
+        ask = lambda x, sigma: self.teacher.clean(x, sigma, context)  # noqa: E731
+        for i in range(int(index.max())):
+            ahead = euler_step(ask, x, rows(x, self.grid[i]), rows(x, self.grid[i + 1]))
+            x = torch.where((index > i)[:, None], ahead, x)
+        return x
+
+    def _student_walk(self, context: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        training = self.policy.training
+        self.policy.eval()
+        states, _ = self.policy.walk(context, noise)
+        self.policy.train(training)
+        stops = torch.tensor(self.policy.stops, device=index.device)
+        return torch.stack(states, dim=1)[torch.arange(len(index), device=index.device), (index[:, None] == stops).float().argmax(dim=1)]
+
+    def _remembered(self, states: States, draws: Draws) -> States:
+        """Keep what was rolled out, and exchange the rows of the buffer's share for earlier ones."""
+        if self.buffer is None:
+            return states
+        recalled = self.buffer.recall(states, (states.source == BUFFER).nonzero()[:, 0], draws)
+        self.buffer.keep(states, ((states.source == TEACHER) | (states.source == STUDENT)).nonzero()[:, 0])
+        return recalled
+
+
+class Buffer(nn.Module):
+    """The newest states that were rolled out, with their observations: a ring, a module so that checkpoints keep it."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        for name in ("x", "context", "teacher_context", "index"):
+            self.register_buffer(name, torch.zeros(0))
+
+    def keep(self, states: States, mine: Tensor) -> None:
+        """Put the rows `mine` of states into the ring."""
+        if not len(mine):
+            return
+        places = (self.count + torch.arange(len(mine), device=mine.device)) % self.capacity
+        for name in ("x", "context", "teacher_context", "index"):
+            value = getattr(states, name)
+            if not len(getattr(self, name)):
+                setattr(self, name, value.new_zeros((self.capacity, *value.shape[1:])))
+            getattr(self, name)[places] = value[mine]
+        self.count += len(mine)
+
+    def recall(self, states: States, mine: Tensor, draws: Draws) -> States:
+        """Return states whose rows `mine` are drawn from the ring; while it is empty they stay forward states."""
+        held = min(int(self.count), self.capacity)
+        drawn = draws.integers(max(held, 1), (len(states.x),))[mine]
+        if not held or not len(mine):
+            return states._replace(source=torch.where(states.source == BUFFER, FORWARD, states.source))
+        fields = {}
+        for name in ("x", "context", "teacher_context", "index"):
+            value = getattr(states, name).clone()
+            value[mine] = getattr(self, name)[drawn]
+            fields[name] = value
+        return states._replace(**fields)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        for name in ("x", "context", "teacher_context", "index"):  # their sizes are known only after the first states
+            if prefix + name in state_dict:
+                setattr(self, name, torch.zeros_like(state_dict[prefix + name]))
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Few-step students: their boundary conditions, their walks, and the source of the states that they are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="few-step policies need torch")
+
+import toy  # noqa: E402
+from ros_vdd.config import build  # noqa: E402
+from ros_vdd.data.dataset import Windows  # noqa: E402
+from ros_vdd.diffusion.draws import Draws  # noqa: E402
+from ros_vdd.errors import ConfigError  # noqa: E402
+from ros_vdd.methods import progressive  # noqa: E402
+from ros_vdd.methods._states import BUFFER, FORWARD, STUDENT, TEACHER, Buffer, Shares, States, StateSource  # noqa: E402
+from ros_vdd.policies.few_step import FewStepConfig, FewStepPolicy  # noqa: E402
+
+WALKS = ("euler", "renoise", "jump")
+
+
+def student(walk="renoise", seed=0, **changes) -> FewStepPolicy:
+    """Return an untrained student whose every parameter is random."""
+    torch.manual_seed(seed)
+    made = FewStepPolicy(toy.BLIND, build(FewStepConfig, {**toy.NETWORKS["few_step"], "walk": walk, **changes})).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    made.action_normalizer.fit(np.array([[-1.0, -2.0], [1.0, 2.5]]))
+    made.state_normalizer.fit(np.array([[-0.5, 0.0], [1.5, 2.0]]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    store = toy.store(tmp_path_factory.mktemp("few_step") / "store")
+    windows = Windows(store, range(len(store)), 2, 4)
+    return windows.batch(np.arange(len(windows) - 16, len(windows)))
+
+
+def inputs(policy, batch, seed=1):
+    torch.manual_seed(seed)
+    return policy.context(batch), torch.randn(16, *policy.noise_shape)
+
+
+def test_a_consistency_function_is_the_identity_at_the_lowest_level(batch):
+    policy = student()
+    context, _ = inputs(policy, batch)
+    x = torch.randn(16, 8)
+    assert torch.equal(policy.denoiser(x, torch.full((16,), policy.config.sampler.sigma_min), context), x)
+    above = policy.denoiser(x, torch.full((16,), 0.5), context)
+    assert not torch.allclose(above, x)
+
+
+def test_a_jump_of_no_length_is_the_identity_and_one_to_the_end_the_clean_estimate(batch):
+    policy = student("jump")
+    context, _ = inputs(policy, batch)
+    x, sigma = torch.randn(16, 8), torch.rand(16) + 0.5
+    assert torch.equal(policy.denoiser.jump(x, sigma, sigma, context), x)
+    end = policy.denoiser.jump(x, sigma, torch.full((16,), 1e-12), context)
+    torch.testing.assert_close(end, policy.denoiser(x, sigma, context, torch.full((16,), 1e-12)))
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_a_warm_start_makes_one_step_the_teachers(walk, batch):
+    policy, teacher = student(walk, seed=1, boundary=False), toy.network("diffusion")
+    assert policy.warm_start(teacher)
+    if walk == "jump":
+        with torch.no_grad():
+            for parameter in policy.denoiser.network.stop.parameters():
+                parameter.zero_()  # as a student begins; here all weights were made random
+    context, x, sigma = teacher.context(batch), torch.randn(16, 8), torch.rand(16) + 0.1
+    torch.testing.assert_close(policy.denoiser(x, sigma, context), teacher.denoiser(x, sigma, context))
+
+
+def test_a_teacher_of_another_size_warms_nothing():
+    policy, teacher = student(width=24), toy.network("diffusion")
+    before = [p.clone() for p in policy.parameters()]
+    assert not policy.warm_start(teacher)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters()))
+
+
+def test_the_walk_goes_over_equally_distant_levels_of_the_grid_to_0():
+    policy = student(grid=8, sampler={"steps": 4})
+    assert policy.stops == [0, 2, 4, 6]
+    assert len(policy.grid) == 9 and policy.grid[0] == policy.config.sampler.sigma_max and policy.grid[8] == 0
+
+
+def test_a_renoising_walk_is_what_the_formula_says(batch):
+    policy = student(sampler={"steps": 2, "clip": False})
+    context, noise = inputs(policy, batch)
+    states, chunk = policy.walk(context, noise)
+    first, second, low = policy.grid[0], policy.grid[2], policy.config.sampler.sigma_min
+    flat = noise.flatten(2)
+    clean = policy.denoiser(flat[:, 0] * first, torch.full((16,), first), context)
+    x = clean + (second**2 - low**2) ** 0.5 * flat[:, 1]
+    torch.testing.assert_close(states[1], x)
+    torch.testing.assert_close(chunk, policy.denoiser(x, torch.full((16,), second), context))
+
+
+def test_an_euler_walk_over_the_whole_grid_is_the_teachers_sampler(batch):
+    """With as many steps as levels the student is a diffusion policy."""
+    from ros_vdd.policies.diffusion import SamplerConfig
+
+    policy, teacher = student("euler", grid=4, sampler={"steps": 4}), toy.network("diffusion")
+    policy.warm_start(teacher)
+    context, noise = inputs(policy, batch)
+    expected = teacher.sample(context, noise.flatten(1), SamplerConfig(steps=4))
+    torch.testing.assert_close(policy.sample(context, noise), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_the_noise_alone_decides_the_chunk(walk, batch):
+    policy = student(walk)
+    context, noise = inputs(policy, batch)
+    assert torch.equal(policy.sample(context, noise), policy.sample(context, noise))
+    assert not torch.equal(policy.sample(context, noise), policy.sample(context, noise + 0.1))
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"grid": 1, "sampler": {"steps": 2}}, "'sampler.steps' is 2; expected at most 'grid' 1"),
+        ({"process": "vp"}, "walks by 've' and 'euler'"),
+        ({"sampler": {"solver": "heun"}}, "walks by 've' and 'euler'"),
+    ],
+)
+def test_a_configuration_without_meaning_is_refused(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        build(FewStepConfig, wrong)
+
+
+def sourced(batch, index, progress=1.0, policy=None, **shares):
+    policy = policy or student()
+    source = StateSource(build(Shares, shares), policy, toy.network("diffusion"))
+    return policy, source, source.draw(batch, torch.full((16,), index), policy.from_chunk(batch["actions"]), Draws(3), progress)
+
+
+@pytest.mark.parametrize("shares", [{}, {"forward": 0.0, "teacher": 1.0}, {"forward": 0.0, "student": 1.0}])
+def test_at_the_highest_level_every_source_gives_pure_noise_but_for_the_recorded_chunk(shares, batch):
+    policy, _, states = sourced(batch, 0, **shares)
+    noise = Draws(3).normal((16, *policy.noise_shape)).flatten(2)[:, 0] * policy.grid[0]
+    clean = policy.from_chunk(batch["actions"]) if not shares else 0
+    torch.testing.assert_close(states.x, noise + clean)
+
+
+def test_forward_states_are_recorded_chunks_with_noise_of_the_level(batch):
+    policy, _, states = sourced(batch, 3)
+    noise = Draws(3).normal((16, *policy.noise_shape)).flatten(2)[:, 0]
+    assert torch.equal(states.x, policy.from_chunk(batch["actions"]) + torch.tensor(policy.grid[3]) * noise)
+    assert (states.source == FORWARD).all()
+
+
+def test_student_states_are_those_of_its_walk_at_the_nearest_stop(batch):
+    policy, _, states = sourced(batch, 3, forward=0.0, student=1.0)  # stops 0 and 2
+    noise = Draws(3).normal((16, *policy.noise_shape))
+    assert (states.index == 2).all() and (states.source == STUDENT).all()
+    torch.testing.assert_close(states.x, policy.walk(policy.context(batch), noise)[0][1])
+
+
+def test_teacher_states_are_those_of_its_sampler_along_the_grid(batch):
+    policy, source, states = sourced(batch, 2, forward=0.0, teacher=1.0)
+    x = Draws(3).normal((16, *policy.noise_shape)).flatten(2)[:, 0] * policy.grid[0]
+    for now, then in zip(policy.grid[:2], policy.grid[1:3]):
+        clean = source.teacher.denoiser(x, torch.full((16,), now), source.teacher.context(batch)).clamp(-1, 1)
+        x = clean + then / now * (x - clean)
+    torch.testing.assert_close(states.x, x, rtol=1e-4, atol=1e-4)
+    assert (states.source == TEACHER).all()
+
+
+def test_shares_grow_over_the_warm_up(batch):
+    shares = build(Shares, {"forward": 0.5, "student": 0.5, "warmup": 0.5})
+    source = StateSource(shares, student(), toy.network("diffusion"))
+    counts = [(source._sources(20_000, Draws(0), progress) == STUDENT).float().mean().item() for progress in (0.0, 0.25, 0.5, 1.0)]
+    assert counts == pytest.approx([0, 0.25, 0.5, 0.5], abs=0.02)
+
+
+@pytest.mark.parametrize("wrong", [{"forward": 0.5}, {"forward": 1.5, "student": -0.5}, {"forward": 0.5, "buffer": 0.5}, {"warmup": 2.0}])
+def test_shares_without_meaning_are_refused(wrong):
+    with pytest.raises(ConfigError):
+        build(Shares, wrong)
+
+
+def test_the_buffer_gives_back_states_with_their_observations():
+    ring = Buffer(4)
+    place = torch.arange(6.0)
+    source = torch.full((6,), STUDENT)
+    ring.keep(States(place[:, None], place.long(), 10 * place[:, None], 20 * place[:, None], source), torch.arange(6))
+    empty = States(torch.zeros(64, 1), torch.zeros(64).long(), torch.zeros(64, 1), torch.zeros(64, 1), torch.full((64,), BUFFER))
+    back = ring.recall(empty, torch.arange(64), Draws(0))
+    assert set(back.x[:, 0].tolist()) == {2.0, 3.0, 4.0, 5.0}  # the oldest two made room
+    assert torch.equal(back.context, 10 * back.x) and torch.equal(back.teacher_context, 20 * back.x)
+    assert torch.equal(back.index, back.x[:, 0].long())
+
+
+def test_the_buffer_survives_a_checkpoint():
+    ring, other = Buffer(4), Buffer(4)
+    place = torch.arange(3.0)
+    ring.keep(States(place[:, None], place.long(), place[:, None], place[:, None], torch.full((3,), STUDENT)), torch.arange(3))
+    other.load_state_dict(ring.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ring.state_dict().values(), other.state_dict().values()))
+
+
+def test_an_empty_buffer_leaves_forward_states(batch):
+    _, _, states = sourced(batch, 3, forward=0.4, student=0.1, buffer=0.5, progress=1.0)
+    assert not (states.source == BUFFER).any() and (states.source == FORWARD).any()
+
+
+def stage(substeps=2, steps=2, **shares):
+    policy = student("euler", grid=steps * substeps, sampler={"steps": steps})
+    options = build(progressive.Options, {"substeps": substeps, "states": shares})
+    return progressive.Method(options, policy, toy.network("diffusion"))
+
+
+def test_a_teacher_that_always_says_the_same_is_the_target_of_progressive_distillation(batch):
+    method, said = stage(substeps=4), 0.3 * torch.ones(16, 8)
+    method.teacher.clean = lambda x, sigma, context: said
+    for index in (0, 4):
+        _, target = method.label(torch.randn(16, 8), torch.full((16,), index), None)
+        torch.testing.assert_close(target, said, rtol=1e-4, atol=1e-5)
+
+
+def test_one_euler_step_to_the_target_lands_where_the_teachers_steps_do(batch):
+    method = stage()
+    x, index = 2 * torch.randn(16, 8), torch.zeros(16, dtype=torch.long)
+    context, grid = method.teacher.context(batch), method.policy.grid
+    sigma, target = method.label(x, index, context)
+    landed = x
+    for now, then in zip(grid[:2], grid[1:3]):
+        clean = method.teacher.clean(landed, torch.full((16,), now), context)
+        landed = clean + then / now * (landed - clean)
+    torch.testing.assert_close(target + grid[2] / grid[0] * (x - target), landed, rtol=1e-4, atol=1e-4)
+    assert sigma.tolist() == [grid[0]] * 16
+
+
+def test_without_other_shares_the_states_change_nothing(batch):
+    """DDIL with a share of 0 is the base method, bit by bit."""
+    losses = [stage(**shares).loss(batch, Draws(2), 1.0)[0] for shares in ({}, {"forward": 1.0, "student": 0.0})]
+    assert torch.equal(*losses)
+
+
+def test_the_grid_of_a_stage_must_be_the_teachers_steps():
+    policy = student("euler", grid=5, sampler={"steps": 2})
+    with pytest.raises(ConfigError, match="'policy.grid' is 5; expected 'sampler.steps' 2 times 'options.substeps' 2"):
+        progressive.Method(progressive.Options(), policy, toy.network("diffusion"))
+    with pytest.raises(ConfigError, match="a student that walks by 'euler'"):
+        progressive.Method(progressive.Options(), student(), toy.network("diffusion"))
+
+
+def test_clean_estimates_are_cut_only_where_the_sampler_says(batch):
+    teacher = toy.network("diffusion")
+    context, x, sigma = teacher.context(batch), 9 * torch.ones(16, 8), torch.full((16,), 0.1)
+    assert teacher.clean(x, sigma, context).max() == 1
+    teacher.config = replace(teacher.config, sampler=replace(teacher.config.sampler, clip=False))
+    assert teacher.clean(x, sigma, context).max() > 1

@@ -47,18 +47,23 @@ def load_likelihood(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
     return _open(bundle, LIKELIHOOD, set(likelihood_shapes(bundle)), threads)
 
 
-def _open(bundle: Bundle, name: str, wanted: set[str], threads: int) -> OnnxRuntimeEngine:
+def session(graph: bytes, threads: int = 1):
+    """Return a graph's session as the engine sets it up: on the CPU, without spinning."""
     import onnxruntime
 
-    path = bundle.file(name, f"Make it with ros-vdd export {bundle.path}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _open(bundle: Bundle, name: str, wanted: set[str], threads: int) -> OnnxRuntimeEngine:
+    path = bundle.file(name, f"Make it with ros-vdd export {bundle.path}")
     try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        opened = session(path.read_bytes(), threads)
     except Exception as error:  # ONNX Runtime raises a kind of its own for each failure
         raise EngineError(f"ONNX Runtime can't load '{path}': {error}; export the policy again") from error
-    found = {i.name for i in session.get_inputs()}
+    found = {i.name for i in opened.get_inputs()}
     if found != wanted:
         raise EngineError(f"'{path}' takes inputs {sorted(found)}, its manifest says {sorted(wanted)}; export the policy again")
-    return OnnxRuntimeEngine(session)
+    return OnnxRuntimeEngine(opened)

@@ -163,7 +163,7 @@ class FusedLayer(nn.Module):
             The tokens after this layer `(S, B * (P - 1), width)`, None of the last one; keys and values `(S * B, heads, P, head)`.
         """
         steps, rows = len(self.routes), shape[0]
-        wide = nn.functional.linear(_unit(x), self.enter) + self.all_biases
+        wide = nn.functional.linear(_unit(x).flatten(0, 1), self.enter).unflatten(0, (len(x), -1)) + self.all_biases
         query, key, value = self._heads(wide.flatten(0, 1), steps * rows)
         key, value = (
             torch.cat([first.repeat_interleave(rows, 0) if rows > 1 else first, part], dim=2)
@@ -197,11 +197,18 @@ class FusedLayer(nn.Module):
         sums = list(parts)
         for name, expert in self.experts.items():
             mine = [r for r, run in enumerate(self.runs) if int(name) in dict(self.routes[run[0]])]
-            answer = _expert(torch.cat([parts[r] for r in mine]), expert) * getattr(self, f"shares_{name}")
+            answer = self._answer(torch.cat([parts[r] for r in mine]), expert) * getattr(self, f"shares_{name}")
             for r, added in zip(mine, answer.split([len(self.runs[r]) for r in mine])):
                 sums[r] = sums[r] + added
         mixed = torch.cat(sums)
-        return mixed if self.shared is None else mixed + _expert(x, self.shared)
+        return mixed if self.shared is None else mixed + self._answer(x, self.shared)
+
+    def _answer(self, x: Tensor, expert: Expert) -> Tensor:
+        """Return an expert's answer to `(S, N, width)`; products are those of the loop, so that a graph holds each weight one way round."""
+        rows = x.flatten(0, 1)
+        value, gate = nn.functional.linear(rows, expert.enter.weight, expert.enter.bias).chunk(2, dim=1)
+        hidden, leave = value * nn.functional.silu(gate), expert.leave.weight
+        return (nn.functional.linear(hidden, leave) if self.lean else hidden @ leave.t()).unflatten(0, x.shape[:2])
 
 
 def _first_token(network: ModeNetwork, levels: list[Level]) -> list[Tensor]:
@@ -245,12 +252,6 @@ def _add_expert(y: Tensor, x: Tensor, expert: Expert, share: float, lean: bool) 
         return torch.addmm(y, leave, value * nn.functional.silu(gate), alpha=share)
     value, gate = nn.functional.linear(x, enter.weight, enter.bias).chunk(2, dim=1)
     return torch.addmm(y, value * nn.functional.silu(gate), leave.t(), alpha=share)
-
-
-def _expert(x: Tensor, expert: Expert) -> Tensor:
-    """Return an expert's answer, whatever its dropout."""
-    value, gate = expert.enter(x).chunk(2, dim=-1)
-    return expert.leave(value * nn.functional.silu(gate))
 
 
 def _causal(rows: int, columns: int, like: Tensor) -> Tensor:

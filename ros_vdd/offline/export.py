@@ -14,6 +14,7 @@ from ros_vdd import backends
 from ros_vdd.bundle import GRAPH, LIKELIHOOD, SAMPLED, WEIGHTS, Bundle, amend, write
 from ros_vdd.config import build
 from ros_vdd.errors import ConfigError, EngineError, PolicyError
+from ros_vdd.offline.export_step import CONDITION, STEP, require_gates, step_graphs, step_parity
 from ros_vdd.resources import find
 
 HELP = "write the ONNX graphs of a policy, with a parity check"
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="diffusion policy: solver steps, instead of the configured ones; needs --out")
     parser.add_argument("--solver", choices=("euler", "heun"), help="diffusion policy: solver; needs --out")
     parser.add_argument("--out", help="write to this folder and leave POLICY as it is")
+    parser.add_argument("--single-step", action="store_true", help="MoDE policy: also condition.onnx and step.onnx, for schedules of your own")
     parser.add_argument("--draws", type=int, default=DRAWS, help=f"random observations of the parity check (default {DRAWS})")
 
 
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         bundle = resampled(bundle, Path(args.out), args.steps, args.solver)
     elif args.steps or args.solver:
         raise PolicyError("--steps and --solver change what the policy computes; give --out FOLDER for the result")
-    bundle = export(bundle, args.draws)
+    bundle = export(bundle, args.draws, args.single_step)
     said = bundle.manifest.export
     print(f"{bundle.path / GRAPH}: opset {said['opset']}, {(bundle.path / GRAPH).stat().st_size / 1e6:.1f} MB")
     print(
@@ -51,17 +53,24 @@ def run(args: argparse.Namespace) -> int:
     if bundle.kind == "mixture":
         size = (bundle.path / LIKELIHOOD).stat().st_size / 1e6
         print(f"{bundle.path / LIKELIHOOD}: {size:.1f} MB, parity {said['parity_likelihood']:.2e}")
+    if args.single_step:
+        print(f"{bundle.path / CONDITION}, {bundle.path / STEP}: parity {said['parity_step']:.2e} of the action range")
     return 0
 
 
-def export(bundle: Bundle, draws: int = DRAWS) -> Bundle:
+def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bundle:
     """Add `policy.onnx` to a folder, of a mixture `likelihood.onnx` too, and record the measured parity errors.
+
+    Args:
+        draws: random observations of the parity check.
+        single_step: add the two graphs of a MoDE policy that serve any schedule, see `ros_vdd.offline.export_step`.
 
     The folder changes only when the checks pass.
 
     Raises:
         EngineError: a graph isn't plain, an action differs from PyTorch's by more than `tolerance`, the log-gate or an
             action, as a share of its range, by more than 1e-4, or a likelihood by more than 1e-2.
+        PolicyError: `single_step` of a policy without noise levels that decide what acts.
     """
     if draws < 1:
         raise ConfigError(f"'draws' is {draws}; a parity check needs at least 1")
@@ -69,6 +78,8 @@ def export(bundle: Bundle, draws: int = DRAWS) -> Bundle:
     from ros_vdd.policies.graph import OPSET, likelihood_to_onnx, to_onnx
 
     policy = policies.load(bundle)
+    if single_step:
+        require_gates(policy, bundle.path)
     described = {"opset": OPSET, "draws": draws, **_state_range(policy)}
     example = backends.random_inputs(bundle, np.random.default_rng(0))
     graphs, likelihood = {GRAPH: to_onnx(policy, example)}, 0.0
@@ -76,6 +87,10 @@ def export(bundle: Bundle, draws: int = DRAWS) -> Bundle:
         shapes = backends.likelihood_shapes(bundle)
         asked = {name: np.ones(*shapes[name]) for name in ("chunk", "mask")}
         graphs[LIKELIHOOD] = likelihood_to_onnx(policy, {**example, **asked})
+    stepped = 0.0
+    if single_step:
+        graphs |= step_graphs(policy, example)
+        stepped = step_parity(policy, graphs, bundle, draws)
     with tempfile.TemporaryDirectory() as folder:
         files = {WEIGHTS: bundle.file(WEIGHTS), **graphs}
         copy = write(Path(folder) / "policy", replace(bundle.manifest, export=described), files)
@@ -94,8 +109,14 @@ def export(bundle: Bundle, draws: int = DRAWS) -> Bundle:
             f"the likelihood graph of '{bundle.path}' differs from PyTorch by {likelihood:.2e}; at most "
             f"{LIKELIHOOD_TOLERANCE:.2g} is accepted. Nothing was written; report this with the policy's configuration"
         )
+    if not stepped <= TOLERANCE:
+        raise EngineError(
+            f"the single step of '{bundle.path}' differs from PyTorch by {stepped:.2e} of the action range; at most {TOLERANCE:.2g} is "
+            "accepted. Nothing was written; report this with the policy's configuration"
+        )
     described |= {"parity_max_abs": float(f"{absolute:.3g}"), "parity_max_normalised": float(f"{normalised:.3g}")}
     described |= {"parity_likelihood": float(f"{likelihood:.3g}")} if bundle.kind == "mixture" else {}
+    described |= {"parity_step": float(f"{stepped:.3g}")} if single_step else {}
     return amend(bundle, graphs, export=described)
 
 

@@ -63,14 +63,14 @@ PUSHT = Task(
     "pusht",
     50,
     (
-        Run("teacher", "pusht_teacher"),
+        Run("teacher", "pusht_fast_teacher"),
         *teachers("teacher", (1, 2, 4, 8)),
-        Run("em", "pusht_mixture", choices=("argmax", *DRAWN)),
-        Run("vdd", "pusht_vdd", teacher="teacher", start="em", choices=("argmax", *DRAWN)),
+        Run("em", "pusht_fast_mixture", choices=("argmax", *DRAWN)),
+        Run("vdd", "pusht_fast_vdd", teacher="teacher", start="em", choices=("argmax", *DRAWN)),
     ),
     seed=100_000,
 )
-"""Over one image encoder, `runs/pusht_encoder` of `ros-vdd train pusht_encoder`."""
+"""Over one image encoder, `runs/pusht_fast_encoder` of `ros-vdd train pusht_fast_encoder`."""
 TASKS = {"avoiding": AVOIDING, "pusht": PUSHT, "pusht_state": PUSHT_STATE}
 
 

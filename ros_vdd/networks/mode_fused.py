@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole MoDE sampler as one straight line: no router, no control flow, and nothing computed twice. It gives what the plain sampler gives.
+"""A whole MoDE sampler as one straight line, which gives what the plain sampler gives: no router, no control flow, nothing twice.
 
     routing       resolved ahead for each level and layer; experts never chosen drop out, the others are shared by all steps
     noise         W (n1(x) + c) + b = W n1(x) + (W c + b): a bias of each level and layer; the gain of n1 lies in W
     q, k          gains and softmax scale, together one factor on q
-    prefix        what comes before the actions doesn't see them: keys and values once a chunk, all levels in one sweep of the weights
+    prefix        what comes before the actions doesn't see them: keys and values once a chunk, all levels in one sweep
     sampler       x <- A x + B F in float32
 
 Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), section 3.3.1, for the routing. The rest is algebra on `ros_vdd.networks.mode`.
@@ -28,15 +28,15 @@ SOLVERS = ("euler", "heun")
 def fuse(
     network: ModeNetwork, sigmas: Sequence[float], sigma_data: float, clip: bool = False, solver: str = "euler", lean: bool = False
 ) -> FusedMode:
-    """Return the sampler of a network over a schedule; it shares the experts' weights, so fuse again after they change.
+    """Return a network's sampler over a schedule; it shares the experts' weights, so fuse again after they change.
 
     Args:
         sigmas: the levels, highest first, then 0.
         sigma_data: of the denoiser.
         clip: cut every clean estimate to [-1, 1].
         solver: "euler" or "heun".
-        lean: weights stand on the left of every product. ONNX Runtime keeps a rearranged copy of a weight on the right for each of its
-            uses, which is up to twice as fast while all copies fit into the cache; it leaves one on the left as it is.
+        lean: weights stand on the left of every product. Of a weight on the right ONNX Runtime keeps a rearranged copy for each use,
+            up to twice as fast while all copies fit into the cache; one on the left it leaves as it is.
 
     Raises:
         ValueError: a router reads tokens, or there is no such solver.

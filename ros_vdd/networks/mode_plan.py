@@ -4,7 +4,8 @@
     D = c_skip x + c_out F(c_in x, c)            the clean estimate
     x <- A x + B F,  A = r + (1 - r) c_skip,  B = (1 - r) c_out,  r = sigma_next / sigma        one step of Euler's rule
 
-Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), section 3.3.1: the noise router sees the level alone, so a schedule fixes its choices.
+Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), section 3.3.1: the noise router sees the level alone,
+so a schedule fixes its choices.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def plan(network: ModeNetwork, sigmas: Sequence[float], sigma_data: float) -> li
     """
     require_noise_router(network)
     levels = []
-    for now, then in zip(sigmas[:-1], sigmas[1:]):  # one by one, as a robot's batch of 1 asks: float32 knows no other order of sums
+    for now, then in zip(sigmas[:-1], sigmas[1:]):  # one by one, as at batch 1: float32 depends on the order of sums
         noise = network.noise(network.positions.new_tensor([now]).log() / 4)
         routes = [_route(block, noise) for block in network.blocks]
         total = math.hypot(now, sigma_data)
@@ -85,7 +86,9 @@ def require_noise_router(network: ModeNetwork) -> None:
         ValueError: it does.
     """
     if network.sizes.router != "noise" and network.sizes.experts > 1:
-        raise ValueError("'router' is 'token'; only a router that reads the noise can be resolved ahead of the observation. Evaluate all experts instead")
+        raise ValueError(
+            "'router' is 'token'; only a router that reads the noise can be resolved ahead of the observation. Evaluate all experts instead"
+        )
 
 
 def _route(block: ModeBlock, noise: Tensor) -> tuple[tuple[int, ...], tuple[float, ...]]:

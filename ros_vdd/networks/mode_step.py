@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MoDE with all experts run and weighed by gates: static for any routing, so that one graph serves every schedule and every router.
+"""MoDE with all experts run and weighed by gates: static for any routing, so that one graph serves every schedule.
 
     x_next = A x + B F(c_in x, c, condition; gates)
 
-A schedule is a table of gates and numbers, see `step_table`. Routing by tokens finds its gates without choosing rows, see `gates`.
+A schedule is a table of gates and numbers, see `step_table`. Routing by tokens finds its gates without gathering, see `gates`.
 
 Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953) for the network; a graph with a gate input is our own.
 """
@@ -46,7 +46,7 @@ def block_by_gates(block: ModeBlock, x: Tensor, noise: Tensor, shares: Tensor | 
 
 
 class DenseMode(nn.Module):
-    """A network for `Denoiser` that runs every expert and gives what `ModeNetwork` gives in evaluation mode, without gathering rows."""
+    """A network for `Denoiser` that runs every expert: what `ModeNetwork` gives in evaluation mode, without gathering rows."""
 
     def __init__(self, network: ModeNetwork):
         super().__init__()

@@ -28,7 +28,7 @@ def require_gates(policy, path: Path) -> None:
         PolicyError: it is no MoDE policy, or its router reads tokens.
     """
     if policy.kind != "mode":
-        raise PolicyError(f"'{path}' is a {policy.kind} policy; only a MoDE policy has a single step to export. Leave --single-step out")
+        raise PolicyError(f"'{path}' is a {policy.kind} policy; only a MoDE policy has a single step. Leave --single-step out")
     if policy.network.sizes.router == "token" and policy.network.sizes.experts > 1:
         raise PolicyError(f"'{path}' routes each token by itself, so its experts can't be given as gates. Leave --single-step out")
 
@@ -57,7 +57,7 @@ def denoise(step: Callable[..., np.ndarray], noise: np.ndarray, schedule: Mappin
 
 
 def step_parity(policy, graphs: Mapping[str, bytes], bundle: Bundle, draws: int) -> float:
-    """Return the largest difference of the graphs, driven by Euler's rule along the policy's levels, from PyTorch, in shares of the range."""
+    """Return how far the graphs, driven by Euler's rule along the policy's levels, are from PyTorch, in shares of the range."""
     from dataclasses import replace
 
     import torch

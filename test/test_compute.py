@@ -28,13 +28,14 @@ def batches(tmp_path_factory):
     windows = Windows(store, range(len(store)), toy.SIZES["n_obs_steps"], toy.SIZES["horizon"])
     rows = windows.batch(np.arange(len(windows) - 8, len(windows)))
     pictures = torch.zeros(8, 1, toy.SIDE, toy.SIDE, 3, dtype=torch.uint8)
-    return {"mixture": rows, "diffusion": rows, "encoder": {"images.top": pictures, "labels": torch.zeros(8, 2)}}
+    return {"mixture": rows, "diffusion": rows, "few_step": rows, "encoder": {"images.top": pictures, "labels": torch.zeros(8, 2)}}
 
 
 def made(name, device="cpu"):
     """Return a method whose policy, and teacher if it needs one, are random networks on a device."""
     module = methods.find(name)
-    policy = toy.network(module.KIND, toy.SEEING if module.KIND == "encoder" else toy.BLIND).to(device)
+    robot = toy.SEEING if module.KIND == "encoder" else toy.BLIND
+    policy = toy.network(module.KIND, robot, **toy.FEW_STEPS.get(name, {})).to(device)
     teacher = toy.network("diffusion").requires_grad_(False).to(device) if module.NEEDS_TEACHER else None
     return module.Method(build(module.Options, toy.OPTIONS.get(name, {})), policy, teacher)
 

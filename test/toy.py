@@ -56,7 +56,7 @@ NETWORKS = {
     "encoder": SIZES,
 }
 TARGETS = [{"array": "extra.light", "columns": [0, 1], "low": 0.0, "high": 255.0}]
-OPTIONS = {"regression": {"targets": TARGETS}}
+OPTIONS = {"regression": {"targets": TARGETS}, "lcm": {"skip": 2}}
 """What a method can't default; one that isn't named here is trained with its defaults."""
 
 
@@ -89,7 +89,7 @@ def store(
     return EpisodeStore(root)
 
 
-FEW_STEPS = {"progressive": {"walk": "euler"}}
+FEW_STEPS = {"progressive": {"walk": "euler"}, "ctm": {"walk": "jump"}, "dxmi": {"walk": "posterior", "critic": {"width": 16, "depth": 1}}}
 """The walk that a method trains, where it isn't the default."""
 
 
@@ -136,8 +136,8 @@ def killed_before(step: int) -> Iterator[None]:
         yield
 
 
-def network(kind: str, robot: RobotSpec = BLIND, seed: int = 0):
-    """Return an untrained policy whose every parameter is random and whose normaliser isn't the identity."""
+def network(kind: str, robot: RobotSpec = BLIND, seed: int = 0, **fields):
+    """Return an untrained policy whose every parameter is random and whose normaliser isn't the identity; `fields` change its sizes."""
     import torch
 
     from ros_vdd import policies
@@ -145,7 +145,7 @@ def network(kind: str, robot: RobotSpec = BLIND, seed: int = 0):
 
     torch.manual_seed(seed)
     make, configuration = policies.KINDS[kind]
-    policy = make(robot, build(configuration, NETWORKS[kind])).eval()
+    policy = make(robot, build(configuration, {**NETWORKS[kind], **fields})).eval()
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))

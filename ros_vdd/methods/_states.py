@@ -96,13 +96,13 @@ class StateSource:
         noise = draws.normal((len(clean), *self.policy.noise_shape)).flatten(2)
         levels = torch.tensor(self.grid, device=clean.device)
         source = self._sources(len(clean), draws, progress)
-        if bool((source == STUDENT).any()):
+        if self.shares.student:
             stops = torch.tensor(self.policy.stops, device=clean.device)
             nearest = stops[(index[:, None] - stops).abs().argmin(dim=1)]
             index = torch.where(source == STUDENT, nearest, index)
         x = clean + levels[index][:, None] * noise[:, 0]
-        for number, walk in ((TEACHER, self._teacher_walk), (STUDENT, self._student_walk)):
-            mine = (source == number).nonzero()[:, 0]
+        for number, share, walk in ((TEACHER, self.shares.teacher, self._teacher_walk), (STUDENT, self.shares.student, self._student_walk)):
+            mine = (source == number).nonzero()[:, 0] if share else ()
             if len(mine):
                 own = teacher_context if number == TEACHER else context
                 x[mine] = walk(own[mine], noise[mine], index[mine])
@@ -136,6 +136,8 @@ class StateSource:
         return x
 
     def _student_walk(self, context: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        if not int(index.max()):  # all of them at the start: no step to walk
+            return noise[:, 0] * self.grid[0]
         training = self.policy.training
         self.policy.eval()
         states, _ = self.policy.walk(context, noise)

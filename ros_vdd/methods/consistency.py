@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Consistency distillation: wherever the student is asked on a trajectory of the teacher, it tells where that trajectory ends.
+
+    x' = one Heun step of the teacher from x_t to t'        t' the next lower level of the grid
+    L  = E d(f(x_t; t, s), sg[f-(x'; t', s)])               f- = decay f- + (1 - decay) f, after each step
+
+f(x; sigma_min) = x holds whatever the network says, so the labels are anchored at the lowest level and spread upwards from there. The target's
+average is another than the one that is deployed (`loop.ema`). Source: Song et al. 2023 (consistency models, arXiv 2303.01469), algorithm 2.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ros_vdd.diffusion.draws import Draws
+from ros_vdd.diffusion.sampling import heun_step, reflected
+from ros_vdd.errors import ConfigError
+from ros_vdd.methods._few_step import follow, validated
+from ros_vdd.methods._states import Shares, StateSource
+from ros_vdd.methods._target import Distance, measured, replayed
+from ros_vdd.policies.diffusion import DiffusionPolicy
+from ros_vdd.policies.few_step import FewStepPolicy
+
+KIND = "few_step"
+NEEDS_TEACHER = True
+
+
+@dataclass(frozen=True)
+class Options:
+    """`target_decay`: of the target's average. `distance`: between student and label. `states`: where the noised chunks come from.
+    `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`."""
+
+    target_decay: float = 0.95
+    distance: Distance = "l2"
+    states: Shares = field(default_factory=Shares)
+    warm_start: bool = True
+
+    def __post_init__(self):
+        if not 0 <= self.target_decay < 1:
+            raise ConfigError(f"'target_decay' is {self.target_decay}; expected 0 (the last step's student) up to below 1")
+
+
+class Method:
+    """Consistency distillation of a student that renoises."""
+
+    stride = 1  # levels of the grid between the two that are compared
+
+    def __init__(self, options: Options, policy: FewStepPolicy, teacher: DiffusionPolicy):
+        config = policy.config
+        if config.walk != "renoise" or not config.boundary:
+            raise ConfigError(
+                f"'policy.walk' is '{config.walk}', 'policy.boundary' {config.boundary}; a consistency function walks by 'renoise' and is "
+                "the identity at its lowest level: expected 'renoise' and true"
+            )
+        if config.grid < 2:
+            raise ConfigError(f"'policy.grid' is {config.grid}; expected at least 2 levels, which are compared")
+        self.options, self.policy, self.teacher = options, policy, teacher
+        self.source = StateSource(options.states, policy, teacher)
+        self.target = deepcopy(policy.denoiser).requires_grad_(False)
+        self.companions = {"target": self.target, **({} if self.source.buffer is None else {"buffer": self.source.buffer})}
+
+    def prepare(self, data, draws: Draws) -> None:
+        """Begin as the teacher, where the networks agree; the target begins as the student."""
+        if self.options.warm_start:
+            self.policy.warm_start(self.teacher)
+        follow(self.target, self.policy.denoiser, 0.0)
+
+    def after(self) -> None:
+        """Move the target towards the student."""
+        follow(self.target, self.policy.denoiser, self.options.target_decay)
+
+    def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
+        """Return the distance of the student's end of a trajectory from the target's, asked further down the same one."""
+        clean, mask = self.policy.targets(batch)
+        index = draws.integers(self.policy.config.grid - 1, (len(clean),))
+        states = self.source.draw(batch, index, clean, draws, progress)
+        sigma, label = self.label(states.x, states.index, states.context, states.teacher_context)
+        error = self.policy.denoiser(states.x, sigma, states.context) - label
+        loss, rows = measured(self.options.distance, error, mask, draws)
+        return loss, {"loss": loss.item(), **self.source.figures(states, rows)}
+
+    @torch.no_grad()
+    def label(self, x: Tensor, index: Tensor, context: Tensor, teacher_context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the levels `(B,)` of states x `(B, D)` at `index` of the grid, and where the target says that they end `(B, D)`.
+
+        At the lowest level there is nothing below: the label of x is x, cut as the teacher's sampler says.
+        """
+        grid = torch.tensor(self.policy.grid[:-1], device=x.device)
+        now, then = grid[index], grid[(index + self.stride).clamp(max=len(grid) - 1)]
+        lower = self.step(x, now, then, teacher_context)
+        with replayed(x.device):
+            end = self.target.train(self.policy.training)(lower, then, context)
+        return now, reflected(end, 1.0 if self.teacher.config.sampler.clip else None)
+
+    def step(self, x: Tensor, now: Tensor, then: Tensor, context: Tensor) -> Tensor:
+        """Return states x `(B, D)` carried by the teacher from levels `now` to `then`, each `(B,)`."""
+        return heun_step(lambda y, s: self.teacher.clean(y, s, context), x, now, then)
+
+    @torch.no_grad()
+    def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
+        """Return the loss, the error against the recorded chunk, and the distance from where the teacher ends from the same noise."""
+        return validated(self, batch, draws)

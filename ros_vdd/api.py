@@ -19,6 +19,7 @@ from ros_vdd import backends, resources
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import ConfigError
 from ros_vdd.runtime.choice import ChoiceConfig
+from ros_vdd.runtime.energy import Energy, EnergyRunner
 from ros_vdd.runtime.history import History
 from ros_vdd.runtime.inference import PolicyRunner, Prediction
 from ros_vdd.runtime.likelihood import Likelihood, LikelihoodRunner
@@ -96,6 +97,26 @@ class LoadedPolicy:
     def log_prob(self, observation: Mapping[str, Any] | None, chunk: np.ndarray) -> float:
         """Return ln q(a|s) [nats] of a chunk; see `likelihood`."""
         return self.likelihood(observation, chunk).log_prob
+
+    def energy(self, observation: Mapping[str, Any] | None, chunk: np.ndarray) -> Energy:
+        """Return what a student's critic says of a chunk `(h, A)` of its first h actions, in the robot's units.
+
+        Nothing is remembered.
+
+        Args:
+            observation: the newest `n_obs_steps` ticks, oldest first; None for what the policy has observed.
+            chunk: with h < H the student's own chunks, which it is ranked among, count with their first h actions too.
+
+        Raises:
+            EngineError: the policy has no critic, or observation or chunk don't fit or aren't finite.
+            PolicyError: the folder lacks `critic.onnx`, which `ros-vdd export` writes.
+        """
+        seen = self._history.arrays() if observation is None else self._history.whole(observation)
+        return self._energy.evaluate(seen, chunk)
+
+    @cached_property
+    def _energy(self) -> EnergyRunner:
+        return EnergyRunner(self.bundle, backends.load_energy(self.bundle, self._backend))
 
     @cached_property
     def _likelihood(self) -> LikelihoodRunner:

@@ -5,6 +5,7 @@
     weights.safetensors   parameters by name
     policy.onnx           the graph that the robot runs (after `ros-vdd export`)
     likelihood.onnx       of a mixture: how likely it holds a chunk to be (likewise)
+    critic.onnx           of a student with a critic: the energy of a chunk (likewise)
     SHA256SUMS            of every file above; `sha256sum -c SHA256SUMS` checks it too
 
 The folder is data only: nothing in it is imported, unpickled or evaluated.
@@ -27,8 +28,10 @@ from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
 FORMAT = "ros_vdd/policy/1"
 SAMPLED = ("diffusion", "window", "mode", "few_step")
 """The kinds that denoise with a sampler: they take noise, and can be teachers."""
+RENOISED = ("renoise", "posterior")
+"""The walks of few-step students that add noise on their way, so they take as much of it as they have steps."""
 MANIFEST, WEIGHTS, SUMS = "policy.yaml", "weights.safetensors", "SHA256SUMS"
-GRAPH, LIKELIHOOD = "policy.onnx", "likelihood.onnx"
+GRAPH, LIKELIHOOD, CRITIC = "policy.onnx", "likelihood.onnx", "critic.onnx"
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,14 @@ class Bundle:
             return None
         if self.kind == "few_step":
             network = self.manifest.network
-            count = network["sampler"]["steps"] if network["walk"] == "renoise" else 1
+            count = network["sampler"]["steps"] if network["walk"] in RENOISED else 1
             return count, self.horizon, self.robot.action_size
         return (self.n_obs_steps if self.kind == "window" else self.horizon, self.robot.action_size)
+
+    @property
+    def has_critic(self) -> bool:
+        """Return whether it tells the energy of a chunk."""
+        return self.manifest.network.get("critic") is not None
 
     @property
     def past_shape(self) -> tuple[int, int] | None:

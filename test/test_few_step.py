@@ -19,7 +19,7 @@ from ros_vdd.methods import progressive  # noqa: E402
 from ros_vdd.methods._states import BUFFER, FORWARD, STUDENT, TEACHER, Buffer, Shares, States, StateSource  # noqa: E402
 from ros_vdd.policies.few_step import FewStepConfig, FewStepPolicy  # noqa: E402
 
-WALKS = ("euler", "renoise", "jump")
+WALKS = ("euler", "renoise", "jump", "posterior")
 
 
 def student(walk="renoise", seed=0, **changes) -> FewStepPolicy:

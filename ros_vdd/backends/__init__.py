@@ -8,6 +8,9 @@ Outputs: "means" `(1, K, H, A)` and "log_gate" `(1, K)` of a mixture, or "action
 
 The likelihood of a mixture takes the observation, "chunk" `(1, H, A)` and "mask" `(1, H)`: 1 for the actions that count, then 0.
 Outputs: "log_prob" `(1,)`, "log_responsibilities" `(1, K)`, "gate_entropy" `(1,)` [nats], "means" and "stds" `(1, K, H, A)`.
+
+The critic of a few-step student takes the same and "noise" `(1, M, N, H, A)`, for M chunks of its own to compare with.
+Outputs: "energy" `(1,)` of the chunk, "samples" `(1, M)` of its own, in a unit that is another for each observation.
 """
 
 from __future__ import annotations
@@ -21,6 +24,10 @@ import numpy as np
 
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import EngineError, suggest
+
+
+ENERGY_SAMPLES = 32
+"""M, how many chunks of its own a critic compares with: ranks in steps of 3 %."""
 
 
 class Engine(Protocol):
@@ -64,6 +71,21 @@ def load_likelihood(bundle: Bundle, name: str = "onnxruntime", **options) -> Eng
     return _load(bundle, name, "load_likelihood", options)
 
 
+def load_energy(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
+    """Load the critic of a student; an engine without one leaves it to ONNX Runtime.
+
+    Raises:
+        EngineError: as `load`, or the policy has no critic.
+        PolicyError: the folder lacks `critic.onnx`.
+    """
+    if not bundle.has_critic:
+        raise EngineError(
+            f"'{bundle.path}' is a {bundle.kind} policy without a critic; only a student that was trained with one (method: dxmi) "
+            "tells energies"
+        )
+    return _load(bundle, name, "load_energy", options)
+
+
 def _load(bundle: Bundle, name: str, what: str, options: Mapping) -> Engine:
     if "." not in name and name not in names():
         raise EngineError(f"no engine '{name}'; {suggest(name, names())}")
@@ -104,6 +126,12 @@ def likelihood_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dty
     """Return {input: (shape with batch axis, type)} that the likelihood of this mixture takes."""
     chunk = (1, bundle.horizon, bundle.robot.action_size)
     return {**input_shapes(bundle), "chunk": (chunk, np.dtype(np.float32)), "mask": (chunk[:2], np.dtype(np.float32))}
+
+
+def energy_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return {input: (shape with batch axis, type)} that the critic of this student takes."""
+    shapes = likelihood_shapes(bundle)
+    return {**shapes, "noise": ((1, ENERGY_SAMPLES, *bundle.noise_shape), np.dtype(np.float32))}
 
 
 def random_inputs(bundle: Bundle, rng: np.random.Generator) -> dict[str, np.ndarray]:

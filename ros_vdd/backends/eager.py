@@ -10,6 +10,7 @@ import torch
 
 from ros_vdd import policies
 from ros_vdd.bundle import Bundle
+from ros_vdd.policies.few_step import FewStepPolicy
 from ros_vdd.policies.mixture import MixturePolicy
 
 
@@ -48,6 +49,22 @@ class EagerLikelihood:
         return {name: value.numpy() for name, value in answer._asdict().items()}
 
 
+class EagerEnergy:
+    """The critic of a student in evaluation mode."""
+
+    name = "eager"
+
+    def __init__(self, policy: FewStepPolicy):
+        self._policy = policy
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate it once; see `ros_vdd.backends`."""
+        tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in inputs.items()}
+        asked = [tensors.pop(name) for name in ("chunk", "mask", "noise")]
+        return {name: value.numpy() for name, value in self._policy.energy(tensors, *asked)._asdict().items()}
+
+
 def load(bundle: Bundle) -> EagerEngine:
     """Load the weights of a folder."""
     return EagerEngine(policies.load(bundle))
@@ -56,3 +73,8 @@ def load(bundle: Bundle) -> EagerEngine:
 def load_likelihood(bundle: Bundle) -> EagerLikelihood:
     """Load the weights of a mixture's folder, which needs no `likelihood.onnx`."""
     return EagerLikelihood(policies.load(bundle))
+
+
+def load_energy(bundle: Bundle) -> EagerEnergy:
+    """Load the weights of a student's folder, which needs no `critic.onnx`."""
+    return EagerEnergy(policies.load(bundle))

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ros_vdd.backends import input_shapes, likelihood_shapes
-from ros_vdd.bundle import GRAPH, LIKELIHOOD, Bundle
+from ros_vdd.backends import energy_shapes, input_shapes, likelihood_shapes
+from ros_vdd.bundle import CRITIC, GRAPH, LIKELIHOOD, Bundle
 from ros_vdd.errors import EngineError
 
 
@@ -45,6 +45,15 @@ def load_likelihood(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
         EngineError: as `load`.
     """
     return _open(bundle, LIKELIHOOD, set(likelihood_shapes(bundle)), threads)
+
+
+def load_energy(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
+    """Open `critic.onnx` of a folder.
+
+    Raises:
+        EngineError: as `load`.
+    """
+    return _open(bundle, CRITIC, set(energy_shapes(bundle)), threads)
 
 
 def session(graph: bytes, threads: int = 1):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ros_vdd import backends
-from ros_vdd.bundle import GRAPH, LIKELIHOOD, SAMPLED, WEIGHTS, Bundle, amend, write
+from ros_vdd.bundle import CRITIC, GRAPH, LIKELIHOOD, SAMPLED, WEIGHTS, Bundle, amend, write
 from ros_vdd.config import build
 from ros_vdd.errors import ConfigError, EngineError, PolicyError
 from ros_vdd.offline.export_step import CONDITION, STEP, require_gates, step_graphs, step_parity
@@ -22,6 +22,8 @@ TOLERANCE = 1e-4
 """Largest accepted difference in the unit of the actions, for joint ranges up to 100 units; see `tolerance`."""
 LIKELIHOOD_TOLERANCE = 1e-2
 """Largest accepted difference of a log-density, as a share of it, or in nats where it is below 1."""
+ENERGY_TOLERANCE = 1e-3
+"""Largest accepted difference of an energy, as a share of it, or as it is where it is below 1."""
 DRAWS = 200
 
 
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="diffusion policy: solver steps, instead of the configured ones; needs --out")
     parser.add_argument("--solver", choices=("euler", "heun"), help="diffusion policy: solver; needs --out")
     parser.add_argument("--out", help="write to this folder and leave POLICY as it is")
-    parser.add_argument("--single-step", action="store_true", help="MoDE policy: also condition.onnx and step.onnx, for schedules of your own")
+    parser.add_argument("--single-step", action="store_true", help="MoDE policy: also condition.onnx and step.onnx, for any schedule")
     parser.add_argument("--draws", type=int, default=DRAWS, help=f"random observations of the parity check (default {DRAWS})")
 
 
@@ -53,13 +55,16 @@ def run(args: argparse.Namespace) -> int:
     if bundle.kind == "mixture":
         size = (bundle.path / LIKELIHOOD).stat().st_size / 1e6
         print(f"{bundle.path / LIKELIHOOD}: {size:.1f} MB, parity {said['parity_likelihood']:.2e}")
+    if bundle.has_critic:
+        size = (bundle.path / CRITIC).stat().st_size / 1e6
+        print(f"{bundle.path / CRITIC}: {size:.1f} MB, parity {said['parity_energy']:.2e}")
     if args.single_step:
         print(f"{bundle.path / CONDITION}, {bundle.path / STEP}: parity {said['parity_step']:.2e} of the action range")
     return 0
 
 
 def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bundle:
-    """Add `policy.onnx` to a folder, of a mixture `likelihood.onnx` too, and record the measured parity errors.
+    """Add `policy.onnx` to a folder, of a mixture `likelihood.onnx` and of a critic `critic.onnx`, and record the parity errors.
 
     Args:
         draws: random observations of the parity check.
@@ -69,24 +74,27 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
 
     Raises:
         EngineError: a graph isn't plain, an action differs from PyTorch's by more than `tolerance`, the log-gate or an
-            action, as a share of its range, by more than 1e-4, or a likelihood by more than 1e-2.
+            action, as a share of its range, by more than 1e-4, a likelihood by more than 1e-2, or an energy by more than 1e-3.
         PolicyError: `single_step` of a policy without noise levels that decide what acts.
     """
     if draws < 1:
         raise ConfigError(f"'draws' is {draws}; a parity check needs at least 1")
     from ros_vdd import policies
-    from ros_vdd.policies.graph import OPSET, likelihood_to_onnx, to_onnx
+    from ros_vdd.policies.graph import OPSET, energy_to_onnx, likelihood_to_onnx, to_onnx
 
     policy = policies.load(bundle)
     if single_step:
         require_gates(policy, bundle.path)
     described = {"opset": OPSET, "draws": draws, **_state_range(policy)}
     example = backends.random_inputs(bundle, np.random.default_rng(0))
-    graphs, likelihood = {GRAPH: to_onnx(policy, example)}, 0.0
+    graphs, likelihood, energy = {GRAPH: to_onnx(policy, example)}, 0.0, 0.0
     if bundle.kind == "mixture":
         shapes = backends.likelihood_shapes(bundle)
         asked = {name: np.ones(*shapes[name]) for name in ("chunk", "mask")}
         graphs[LIKELIHOOD] = likelihood_to_onnx(policy, {**example, **asked})
+    if bundle.has_critic:
+        asked = {name: np.ones(*backends.energy_shapes(bundle)[name]) for name in ("chunk", "mask", "noise")}
+        graphs[CRITIC] = energy_to_onnx(policy, {**example, **asked})
     stepped = 0.0
     if single_step:
         graphs |= step_graphs(policy, example)
@@ -97,6 +105,8 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
         absolute, normalised = parity(copy, draws)
         if bundle.kind == "mixture":
             likelihood = likelihood_parity(copy, draws)
+        if bundle.has_critic:
+            energy = energy_parity(copy, draws)
     accepted = tolerance(bundle)
     if not (absolute <= accepted and normalised <= TOLERANCE):
         raise EngineError(
@@ -109,6 +119,11 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
             f"the likelihood graph of '{bundle.path}' differs from PyTorch by {likelihood:.2e}; at most "
             f"{LIKELIHOOD_TOLERANCE:.2g} is accepted. Nothing was written; report this with the policy's configuration"
         )
+    if not energy <= ENERGY_TOLERANCE:
+        raise EngineError(
+            f"the critic's graph of '{bundle.path}' differs from PyTorch by {energy:.2e}; at most {ENERGY_TOLERANCE:.2g} is "
+            "accepted. Nothing was written; report this with the policy's configuration"
+        )
     if not stepped <= TOLERANCE:
         raise EngineError(
             f"the single step of '{bundle.path}' differs from PyTorch by {stepped:.2e} of the action range; at most {TOLERANCE:.2g} is "
@@ -116,6 +131,7 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
         )
     described |= {"parity_max_abs": float(f"{absolute:.3g}"), "parity_max_normalised": float(f"{normalised:.3g}")}
     described |= {"parity_likelihood": float(f"{likelihood:.3g}")} if bundle.kind == "mixture" else {}
+    described |= {"parity_energy": float(f"{energy:.3g}")} if bundle.has_critic else {}
     described |= {"parity_step": float(f"{stepped:.3g}")} if single_step else {}
     return amend(bundle, graphs, export=described)
 
@@ -124,7 +140,7 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) 
     """Return a copy of a folder whose sampler has other steps or another solver; its scores stay behind.
 
     Raises:
-        PolicyError: the policy has no sampler.
+        PolicyError: the policy has no sampler, or weights for each of its steps.
         ConfigError: it has none of so many steps.
     """
     from ros_vdd import policies
@@ -133,6 +149,9 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) 
     if given and bundle.kind not in SAMPLED:
         raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which has no sampler; leave --steps and --solver out")
     network = dict(bundle.manifest.network)
+    if steps and (bundle.has_critic or network.get("walk") == "posterior"):
+        count = network["sampler"]["steps"]
+        raise PolicyError(f"'{bundle.path}' was trained for its {count} steps and has weights for each; leave --steps out")
     if given:
         network["sampler"] = {**network["sampler"], **given}
         build(policies.KINDS[bundle.kind][1], network)  # refused before anything is written
@@ -185,6 +204,27 @@ def likelihood_parity(bundle: Bundle, draws: int) -> float:
             difference = np.abs(ours[name].astype(np.float64) - theirs[name])
             difference /= span if name in ("means", "stds") else np.maximum(np.abs(ours[name]), 1.0)
             worst = np.maximum(worst, difference.max())
+    return float(worst)
+
+
+def energy_parity(bundle: Bundle, draws: int) -> float:
+    """Return the largest difference of PyTorch and ONNX Runtime over random observations and chunks.
+
+    In shares of an energy, or as it is where that is below 1.
+    """
+    engines = [backends.load_energy(bundle, name) for name in ("eager", "onnxruntime")]
+    action, shapes = bundle.robot.action, backends.energy_shapes(bundle)
+    rng, worst = np.random.default_rng(4), 0.0
+    for _ in range(draws):
+        inputs = backends.random_inputs(bundle, rng)
+        length = rng.integers(1, bundle.horizon + 1)
+        inputs["chunk"] = rng.uniform(action.lower, action.upper, shapes["chunk"][0]).astype(np.float32)
+        inputs["mask"] = (np.arange(bundle.horizon) < length).astype(np.float32)[None]
+        inputs["noise"] = rng.standard_normal(shapes["noise"][0], np.float32)
+        ours, theirs = (engine.run(inputs) for engine in engines)
+        for name in ours:
+            difference = np.abs(ours[name].astype(np.float64) - theirs[name])
+            worst = np.maximum(worst, (difference / np.maximum(np.abs(ours[name]), 1.0)).max())
     return float(worst)
 
 

@@ -4,25 +4,51 @@
     euler     the plain denoiser on a coarse grid (progressive distillation)
     renoise   clean estimate, fresh noise, clean estimate ... (CD, LCM, DMD2)
     jump      straight from level to level (CTM)
+    posterior a Gaussian policy over the levels, whose step sizes are trained (DxMI)
 
 Sources: those of `ros_vdd.diffusion.consistency` and `ros_vdd.diffusion.walks`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ros_vdd.bundle import RENOISED
 from ros_vdd.diffusion import walks
 from ros_vdd.diffusion.consistency import ConsistencyDenoiser, JumpDenoiser
 from ros_vdd.diffusion.denoiser import Denoiser
 from ros_vdd.errors import ConfigError
+from ros_vdd.networks.critic import Critic
 from ros_vdd.networks.mlp import DenoiserMLP, JumpMLP
 from ros_vdd.policies.diffusion import DiffusionConfig, DiffusionPolicy, SamplerConfig
+from ros_vdd.policies.policy import check_network
+from ros_vdd.streams.spec import RobotSpec
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Sizes of the network that tells a chunk's energy."""
+
+    width: int = 256
+    depth: int = 3
+
+    def __post_init__(self):
+        check_network(self.width, self.depth, 0.0)
+
+
+class Energies(NamedTuple):
+    """What a critic says of a chunk."""
+
+    energy: Tensor
+    """E(o, a) `(B,)`: low where likely, in a unit that is another for each observation."""
+    samples: Tensor
+    """E of the policy's own chunks at that observation `(B, M)`: what to compare it with."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +57,16 @@ class FewStepConfig(DiffusionConfig):
 
     `grid`: how many levels training divides the range into; `sampler.steps` of them, equally far apart on the grid, are walked.
     `boundary`: a renoising student is the identity at `sampler.sigma_min`, as a consistency function must be.
+    `sigma_bound`: the noise of a posterior walk's step stays within this factor of the diffusion's own; 1 keeps it.
+    `critic`: its network's sizes, of a student that is trained with one.
     """
 
-    walk: Literal["euler", "renoise", "jump"] = "renoise"
+    walk: Literal["euler", "renoise", "jump", "posterior"] = "renoise"
     grid: int = 40
     boundary: bool = True
     sampler: SamplerConfig = SamplerConfig(steps=1)
+    sigma_bound: float = 3.0
+    critic: CriticConfig | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,12 +76,32 @@ class FewStepConfig(DiffusionConfig):
             )
         if not self.sampler.steps <= self.grid:
             raise ConfigError(f"'sampler.steps' is {self.sampler.steps}; expected at most 'grid' {self.grid}")
+        if self.walk == "posterior" and self.sampler.steps < 2:
+            raise ConfigError("'sampler.steps' is 1; expected at least 2: the last step of a 'walk' by 'posterior' adds no noise")
+        if not self.sigma_bound >= 1:
+            raise ConfigError(f"'sigma_bound' is {self.sigma_bound}; expected at least 1, which leaves the steps no freedom")
 
 
 class FewStepPolicy(DiffusionPolicy):
-    """Denoises a chunk in `sampler.steps` evaluations from unit noise: `(N, H, A)` where it renoises, else `(1, H, A)`."""
+    """Denoises a chunk in `sampler.steps` evaluations from unit noise: `(N, H, A)` where it adds noise, else `(1, H, A)`.
+
+    `log_sigma` `(N - 1,)` of a posterior walk is trained beside the network; `critic` isn't asked for a chunk.
+    """
 
     kind = "few_step"
+
+    def __init__(self, robot: RobotSpec, config: FewStepConfig):
+        super().__init__(robot, config)
+        if config.walk == "posterior":
+            levels = self.levels_walked
+            own = torch.tensor([walks.posterior_std(now, then) for now, then in zip(levels, levels[1:-1])])
+            self.log_sigma = nn.Parameter(own.log())
+            self.register_buffer("_own_log_sigma", own.log(), persistent=False)
+        if config.critic is not None:
+            sizes = config.critic
+            self.critic = Critic(
+                self.chunk_size, self.condition_size, self.levels_walked, sizes.width, sizes.depth, config.sigma_data
+            ).requires_grad_(False)  # a method that trains it has an optimiser for it
 
     def _network(self) -> nn.Module:
         config = self.config
@@ -84,9 +134,19 @@ class FewStepPolicy(DiffusionPolicy):
         return [round(i * self.config.grid / steps) for i in range(steps)]
 
     @property
+    def levels_walked(self) -> list[float]:
+        """Return the levels at `stops`, highest first, then 0: `steps + 1` numbers."""
+        return [self.grid[i] for i in self.stops] + [0.0]
+
+    def bounded(self, log_sigma: Tensor) -> Tensor:
+        """Return ln sigma `(N - 1,)` of a posterior walk's steps within `sigma_bound` of the diffusion's own."""
+        free = math.log(self.config.sigma_bound)
+        return torch.clamp(log_sigma, self._own_log_sigma - free, self._own_log_sigma + free)
+
+    @property
     def noise_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """Return (N, H, A) of the unit noise: the start, then one for each renoising."""
-        count = self.config.sampler.steps if self.config.walk == "renoise" else 1
+        """Return (N, H, A) of the unit noise: the start, then one for each time that noise is added."""
+        count = self.config.sampler.steps if self.config.walk in RENOISED else 1
         return count, self.config.horizon, self.robot.action_size
 
     def walk(self, context: Tensor, noise: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -96,14 +156,15 @@ class FewStepPolicy(DiffusionPolicy):
             context: (B, C), from `context`.
             noise: (B, *noise_shape) or (B, N, D), unit.
         """
-        config, grid = self.config, self.grid
-        sigmas = [grid[i] for i in self.stops] + [0.0]
+        config, sigmas = self.config, self.levels_walked
         noise, bound = noise.flatten(2), 1.0 if config.sampler.clip else None
         ask = lambda x, sigma: self.denoiser(x, sigma, context)  # noqa: E731
         if config.walk == "euler":
             return walks.euler(ask, noise, sigmas, bound)
         if config.walk == "renoise":
             return walks.renoise(ask, noise, sigmas, config.sampler.sigma_min, bound)
+        if config.walk == "posterior":
+            return walks.posterior(ask, noise, sigmas, self.bounded(self.log_sigma).exp(), bound)
         leap = lambda x, sigma, stop: self.denoiser.jump(x, sigma, stop, context)  # noqa: E731
         return walks.jump(leap, noise, sigmas, config.sampler.sigma_min, bound)
 
@@ -114,6 +175,20 @@ class FewStepPolicy(DiffusionPolicy):
     def generate(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Return a normalised flat chunk `(B, D)` from an observation and unit noise `(B, *noise_shape)`."""
         return self.sample(self.context(observation), noise)
+
+    def energy(self, observation: Mapping[str, Tensor], chunk: Tensor, mask: Tensor, noise: Tensor) -> Energies:
+        """Return the energies of chunks `(B, H, A)` in the robot's units and of M chunks of its own at each observation.
+
+        Args:
+            mask: (B, H), 1 for the actions that count.
+            noise: (B, M, *noise_shape), unit.
+        """
+        context, count = self.context(observation), noise.shape[1]
+        counts = mask[:, :, None].expand(chunk.shape).flatten(1)
+        wide, counted = (v[:, None].expand(-1, count, -1).flatten(0, 1) for v in (context, counts))
+        own = self.sample(wide, noise.flatten(0, 1)).clamp(-1, 1)
+        samples = self.critic.energy(own, wide, counted).unflatten(0, (-1, count))
+        return Energies(self.critic.energy(self.from_chunk(chunk), context, counts), samples)
 
     @torch.no_grad()
     def warm_start(self, teacher: DiffusionPolicy) -> bool:

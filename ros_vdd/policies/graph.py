@@ -15,6 +15,7 @@ from torch import nn
 
 from ros_vdd.errors import EngineError
 from ros_vdd.networks.mode_step import ModeStep
+from ros_vdd.policies.few_step import Energies, FewStepPolicy
 from ros_vdd.policies.mixture import Likelihood, MixturePolicy
 from ros_vdd.policies.mode import ModePolicy
 from ros_vdd.policies.policy import Policy
@@ -22,6 +23,7 @@ from ros_vdd.policies.policy import Policy
 OPSET = 18
 MAX_BYTES = 2**31 - 2**24
 """Largest weights that a graph can embed: a protobuf message holds 2 GiB, of which the nodes need some."""
+_ASKED = ("chunk", "mask", "noise")
 _RANDOM = ("Multinomial", "Bernoulli", "Dropout")
 
 
@@ -45,6 +47,14 @@ class _Likelihood(_Positional):
         named = dict(zip(self.names, inputs))
         chunk, mask = named.pop("chunk"), named.pop("mask")
         return tuple(self.policy.likelihood(named, chunk, mask))
+
+
+class _Energy(_Positional):
+    """What a student's critic says of a chunk, likewise."""
+
+    def forward(self, *inputs):
+        named = dict(zip(self.names, inputs))
+        return tuple(self.policy.energy({k: v for k, v in named.items() if k not in _ASKED}, *(named[name] for name in _ASKED)))
 
 
 class _Condition(_Positional):
@@ -73,6 +83,15 @@ def likelihood_to_onnx(policy: MixturePolicy, example: Mapping[str, np.ndarray])
     return _export(_Likelihood(policy.eval(), list(example)), example, list(Likelihood._fields))
 
 
+def energy_to_onnx(policy: FewStepPolicy, example: Mapping[str, np.ndarray]) -> bytes:
+    """Return the graph of a student's `energy`, whose inputs `example` has "chunk", "mask" and "noise" beside the observation.
+
+    Raises:
+        EngineError: as `to_onnx`.
+    """
+    return _export(_Energy(policy.eval(), list(example)), example, list(Energies._fields))
+
+
 def step_to_onnx(policy: ModePolicy, observation: Mapping[str, np.ndarray]) -> tuple[bytes, bytes]:
     """Return two graphs of a MoDE policy that serve any schedule: observation to "condition" `(1, O)`, and one step of a sampler.
 
@@ -84,8 +103,8 @@ def step_to_onnx(policy: ModePolicy, observation: Mapping[str, np.ndarray]) -> t
         EngineError: as `to_onnx`.
     """
     sizes = policy.eval().network.sizes
-    shapes = {"x": (1, policy.chunk_size), "condition": (1, policy.condition_size), "gates": (sizes.depth, sizes.experts), "c": (sizes.width,)}
-    shapes |= {name: (1,) for name in ("A", "B", "c_in")}
+    shapes = {"x": (1, policy.chunk_size), "condition": (1, policy.condition_size), "gates": (sizes.depth, sizes.experts)}
+    shapes |= {"c": (sizes.width,), "A": (1,), "B": (1,), "c_in": (1,)}
     step = _export(ModeStep(policy.network), {name: np.ones(shape, np.float32) for name, shape in shapes.items()}, ["next"])
     return _export(_Condition(policy, list(observation)), observation, ["condition"]), step
 

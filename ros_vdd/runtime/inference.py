@@ -123,6 +123,21 @@ def checked_input(name: str, shape: tuple[int, ...], dtype: np.dtype, observatio
     return array[None]
 
 
+def padded_chunk(chunk: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> dict[str, np.ndarray]:
+    """Return "chunk" `(H, A)`, the last action repeated, and "mask" `(H,)`, 1 where given, of a chunk `(h, A)`.
+
+    shape `(1, H, A)` and dtype are those of the input.
+
+    Raises:
+        EngineError: it has more actions, none, or others.
+    """
+    chunk = np.asarray(chunk, dtype)
+    if chunk.ndim != 2 or not 1 <= len(chunk) <= shape[1] or chunk.shape[1] != shape[2]:
+        raise EngineError(f"chunk has shape {chunk.shape}; expected 1 to {shape[1]} actions of {shape[2]} numbers")
+    padded = np.pad(chunk, ((0, shape[1] - len(chunk)), (0, 0)), mode="edge")
+    return {"chunk": padded, "mask": (np.arange(shape[1]) < len(chunk)).astype(dtype)}
+
+
 class InferenceThread:
     """Runs a function on the newest request, in one thread that owns the engine.
 

@@ -12,7 +12,7 @@ from ros_vdd.backends import Engine, likelihood_shapes
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import EngineError
 from ros_vdd.runtime.chunking import ActionChunk
-from ros_vdd.runtime.inference import Prediction, checked_input
+from ros_vdd.runtime.inference import Prediction, checked_input, padded_chunk
 
 
 FIGURES = ("gate_entropy", "expert_spread", "plan_log_prob")
@@ -49,16 +49,7 @@ class LikelihoodRunner:
         Raises:
             EngineError: chunk or observation don't fit, or they or the answer aren't finite.
         """
-        shape, dtype = self._inputs["chunk"]
-        chunk = np.asarray(chunk, dtype)
-        if chunk.ndim != 2 or not 1 <= len(chunk) <= shape[1] or chunk.shape[1] != shape[2]:
-            raise EngineError(f"chunk has shape {chunk.shape}; expected 1 to {shape[1]} actions of {shape[2]} numbers")
-        rest = shape[1] - len(chunk)
-        given = {
-            **observation,
-            "chunk": np.pad(chunk, ((0, rest), (0, 0)), mode="edge"),
-            "mask": (np.arange(shape[1]) < len(chunk)).astype(dtype),
-        }
+        given = {**observation, **padded_chunk(chunk, *self._inputs["chunk"])}
         inputs = {name: checked_input(name, *expected, given) for name, expected in self._inputs.items()}
         answer = {name: value[0] for name, value in self._engine.run(inputs).items()}
         if not all(np.isfinite(value).all() for value in answer.values()):

@@ -28,7 +28,8 @@ class Method(Protocol):
     several processes they average the gradients of companions themselves, by `draws.process_mean`.
 
     A method module also defines `KIND` (the kind of policy it trains), `NEEDS_TEACHER` and a dataclass `Options`; and `KINDS`
-    where it trains several, of which `policy.kind` of a configuration names one.
+    where it trains several, of which `policy.kind` of a configuration names one. `LOSS_FALLS` is False where the loss says how
+    far two networks have come against each other, and needn't fall.
     """
 
     def __init__(self, options, policy: Policy, teacher: Policy | None):

@@ -60,17 +60,17 @@ def teachers(source: str, counts: tuple[int, ...]) -> tuple[Run, ...]:
     return tuple(Run(f"{source}_{n}", teacher=source, steps=n) for n in counts)
 
 
-def main(tasks: Mapping[str, Task], about: str, others: Mapping[str, Callable[[Path, int], str]] | None = None) -> int:
+def main(tasks: Mapping[str, Task], about: str, others: Mapping[str, Callable[[Path, argparse.Namespace], str]] | None = None) -> int:
     """Run a comparison and write its table and picture.
 
     Args:
         tasks: by name.
         about: the script in words, for --help.
-        others: comparisons of another kind, (folder, seeds) -> the table in Markdown, by name.
+        others: comparisons of another kind, (folder, arguments) -> the table in Markdown, by name.
     """
     others = others or {}
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=[*others, *tasks])
+    parser.add_argument("task", choices=["all", *others, *tasks])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each policy")
     parser.add_argument("--data", help="episode store (default: the one that the configurations name)")
@@ -78,14 +78,12 @@ def main(tasks: Mapping[str, Task], about: str, others: Mapping[str, Callable[[P
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to every training's configuration")
     parser.add_argument("--no-timing", action="store_true", help="leave the times a chunk as they were")
     args = parser.parse_args()
-    folder = args.out / args.task
-    folder.mkdir(parents=True, exist_ok=True)
-    if args.task in others:
-        text = others[args.task](folder, args.seeds)
-    else:
-        text = compare(tasks[args.task], folder, args)
-    (folder / "results.md").write_text(text, encoding="utf-8")
-    print(text)
+    for name in [*others, *tasks] if args.task == "all" else [args.task]:
+        folder = args.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        text = others[name](folder, args) if name in others else compare(tasks[name], folder, args)
+        (folder / "results.md").write_text(text, encoding="utf-8")
+        print(text)
     return 0
 
 

@@ -12,8 +12,8 @@ DIRECTIONS = 1000
 def sliced_wasserstein(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, directions: int = DIRECTIONS) -> float:
     """Return the sliced 2-Wasserstein distance of point clouds `(N, D)`, in their unit.
 
-    SW = (1/L sum_l 1/N sum_i (x_(i) - y_(i))^2)^(1/2), x_(i) the sorted projections onto L random unit directions. It isn't 0 for two draws
-    of one density: compare with that floor.
+    SW = (1/L sum_l 1/N sum_i (x_(i) - y_(i))^2)^(1/2), x_(i) the sorted projections onto L random unit directions. Two
+    draws of one density aren't 0 apart: compare with that floor.
 
     Raises:
         ValueError: the clouds differ in shape.
@@ -35,6 +35,6 @@ def histogram_distance(modes: np.ndarray, count: int) -> float:
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return the chance that a positive's score `(N,)` is above a negative's `(M,)`, the area under the ROC curve; ties count half."""
+    """Return the chance that a positive's score `(N,)` is above a negative's `(M,)`, the area under the ROC curve; ties half."""
     ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)].sum()
     return float((ranks - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))

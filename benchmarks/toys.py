@@ -7,7 +7,7 @@
 
     p(x; sigma | o) = 1/K sum_k N(x; place(m_k, o), (std^2 + sigma^2) I),   place an isometry
 
-The ring is that of DxMI's code (Yoon et al. 2024, arXiv 2407.00626), on which published methods were measured; the other two are our own.
+The ring is that of DxMI's code (Yoon et al. 2024, arXiv 2407.00626), on which other codes were measured; two are our own.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ INSIDE = 1 - math.exp(-4.5)  # of the data: within three standard deviations of 
 class Toy:
     """A mixture of K equal Gaussians in its own unit; one unit of normalised actions is `scale` of them.
 
-    `means` (K, D) and `std` where the observation is 0; `place` and `withdraw` carry points `(N, D)` from there to the observation
-    `(N, 1)` and back, in a unit of any size times `scale`.
+    `means` (K, D) and `std` where the observation is 0; `place` and `withdraw` carry points `(N, D)` from there to
+    the observation `(N, 1)` and back, in a unit of any size; a third argument says how many of the toy's units it is.
     """
 
     horizon: int
@@ -68,7 +68,7 @@ class Toy:
         return weights - x.shape[1] / 2 * (2 * math.pi * variance).log()
 
     def modes(self, x: Tensor, observation: Tensor) -> tuple[np.ndarray, float]:
-        """Return the mode nearest to each point `(N,)`, and the share of points inside of one: as near as 0.989 of the data are."""
+        """Return the mode nearest to each point `(N,)`, and the share of points as near to one as 0.989 of the data are."""
         away = torch.cdist(self.withdraw(x, observation).double(), torch.from_numpy(self.means))
         distance, mode = away.min(dim=1)
         radius = self.std * math.sqrt(chi2.ppf(INSIDE, self.means.shape[1]))
@@ -111,7 +111,7 @@ TOYS = {
 
 
 class ExactDenoiser(Denoiser):
-    """E[a | x] of a toy in normalised units: x/(1 + s^2/std^2) + (1 - 1/(1 + s^2/std^2)) sum_k r_k(x) m_k, in the mode's own place."""
+    """E[a | x] = c x + (1 - c) sum_k r_k(x) m_k, c = std^2 / (std^2 + s^2), where the observation is 0; in normalised units."""
 
     def __init__(self, toy: Toy):
         super().__init__(nn.Identity())  # no weights: nothing that a student could start from

@@ -7,6 +7,7 @@ stopped and started. `--seeds 1` and `--only vdd em` do less of it. Results: OUT
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -74,11 +75,11 @@ PUSHT = Task(
 TASKS = {"avoiding": AVOIDING, "pusht": PUSHT, "pusht_state": PUSHT_STATE}
 
 
-def toy(folder: Path, seeds: int) -> str:
+def toy(folder: Path, args: argparse.Namespace) -> str:
     """Train the toy's students, print their figures and draw them."""
     import vdd_toy
 
-    results = {name: [vdd_toy.train(name, seed) for seed in range(seeds)] for name in vdd_toy.SETTINGS}
+    results = {name: [vdd_toy.train(name, seed) for seed in range(args.seeds)] for name in vdd_toy.SETTINGS}
     lines = ["| setting | seed | KL(q‖p) | KL(p‖q) | modes | std | CPU s |", "|---|---|---|---|---|---|---|"]
     for name, trained in results.items():
         for seed, r in enumerate(trained):
@@ -87,7 +88,7 @@ def toy(folder: Path, seeds: int) -> str:
     return "\n".join([*lines, "", f"{hardware()}.", ""])
 
 
-def probe(folder: Path, seeds: int) -> str:
+def probe(folder: Path, args: argparse.Namespace) -> str:
     """Train two experts from an exact DDPM teacher by each rule, and print where they rest."""
     import vdd_probe
 

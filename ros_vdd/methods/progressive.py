@@ -4,7 +4,8 @@
     x'' = the teacher's Euler steps from x_t to x_t''        t'' the next level of the student's walk
     target = (x'' - (t''/t) x_t) / (1 - t''/t),  L = E w(t) || D(x_t; t, s) - target ||^2,   w = max(1 / t^2, 1) in units of sigma_data
 
-One stage is one training; give its student as `--teacher` to the next for half the steps. Source: Salimans & Ho 2022 (arXiv
+One stage is one training; give its student as `--teacher` to the next for half the steps, and let all stages have the first one's grid: a
+student answers only at the levels it was trained on, and of another grid those are others. Source: Salimans & Ho 2022 (arXiv
 2202.00512), algorithm 2, here for the variance-exploding process; more than two sub-steps, and a grid's end at 0, are our own.
 """
 
@@ -48,10 +49,11 @@ class Method:
         config = policy.config
         if config.walk != "euler":
             raise ConfigError(f"'policy.walk' is '{config.walk}'; progressive distillation trains a student that walks by 'euler'")
-        if config.grid != config.sampler.steps * options.substeps:
+        self.stride, rest = divmod(config.grid, config.sampler.steps * options.substeps)
+        if rest or not self.stride:
             raise ConfigError(
                 f"'policy.grid' is {config.grid}; expected 'sampler.steps' {config.sampler.steps} times 'options.substeps' "
-                f"{options.substeps}: the levels that the teacher steps on"
+                f"{options.substeps}, or a multiple: the levels that the teacher steps on"
             )
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)
@@ -82,9 +84,10 @@ class Method:
         grid = torch.tensor(self.policy.grid, device=x.device)
         ask = lambda y, s: self.teacher.clean(y, s, context)  # noqa: E731
         landed = x
-        for i in range(self.options.substeps):
-            landed = euler_step(ask, landed, grid[index + i], grid[index + i + 1])
-        ratio = (grid[index + self.options.substeps] / grid[index])[:, None]
+        ends = [index + i * self.stride for i in range(self.options.substeps + 1)]
+        for now, then in zip(ends[:-1], ends[1:]):
+            landed = euler_step(ask, landed, grid[now], grid[then])
+        ratio = (grid[ends[-1]] / grid[index])[:, None]
         return grid[index], (landed - ratio * x) / (1 - ratio)
 
     @torch.no_grad()

@@ -214,6 +214,35 @@ def test_the_fake_denoiser_learns_what_the_student_makes(batch):
     assert away() < 0.1 * began
 
 
+def two_points(z, sigma, context):
+    """Return the denoiser of chunks that are 0.5 or -0.5 throughout, with equal chance and a standard deviation of 0.1."""
+    kept = 0.1**2 / (0.1**2 + sigma[:, None] ** 2)
+    side = torch.tanh(0.5 * z.sum(dim=1, keepdim=True) / (0.1**2 + sigma[:, None] ** 2))
+    return kept * z + (1 - kept) * 0.5 * side
+
+
+def test_a_student_of_one_step_comes_to_make_both_ways_of_the_teacher_and_their_width(batch):
+    sampler = {"steps": 1, "sigma_min": 0.05, "sigma_max": 2.5}
+    policy = toy.network("few_step", seed=1)
+    policy.config = build(type(policy.config), {**toy.NETWORKS["few_step"], "grid": 20, "sampler": sampler})
+    matched = dmd2.Method(dmd2.Options(fake_steps=3, fake_learning_rate=1e-2), policy, toy.network("diffusion"))
+    matched.teacher.clean = two_points
+    optimizer = torch.optim.Adam(policy.parameters(), 1e-2)
+    many = {k: v.repeat(4, *[1] * (v.ndim - 1)) for k, v in batch.items()}
+    many["mask"] = torch.ones_like(many["mask"])
+    for step in range(100):
+        draws = Draws(step)
+        matched.before(many, draws)
+        loss, _ = matched.loss(many, draws)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        chunks = policy.sample(policy.context(many), Draws(1000).normal((64, *policy.noise_shape)))
+    assert (chunks.abs() - 0.5).square().mean().sqrt() == pytest.approx(0.1, abs=0.05)
+    assert 0.25 < (chunks.mean(dim=1) > 0).float().mean() < 0.75
+
+
 def test_the_discriminator_draws_the_student_to_the_recorded_chunks(batch):
     """Both are points, wide apart; each step of the student along L_adv's gradient comes nearer."""
     matched = method(adversarial=1.0, discriminator_learning_rate=1e-2)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DxMI: an energy learns to be low where demonstrations lie and high where the student goes; the student descends it, by entropy held wide.
+
+    E:      min  E_demo[E(o, a)] - E_pi[E(o, x_T)] + gamma (E_demo[E^2] + E_pi[E^2])     a and x_T at the same o
+    V, pi:  `ros_vdd.methods._dxdp`, with V(., T) = E: one network
+
+At the optimum exp(-D E / tau) is the demonstrations' density, so E tells how strange a chunk is; without the entropy (tau = 0) it is
+flat where the student is right. Each o's normaliser cancels in the loss: energies of different observations can't be compared, only
+ranked among the policy's chunks at the same o. It is inverse reinforcement learning over denoising, not of the robot's task.
+
+Source: Yoon et al. 2024 (DxMI, arXiv 2407.00626), algorithm 1; `ros_vdd.methods._dxdp` says what differs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ros_vdd.diffusion.draws import Draws
+from ros_vdd.errors import ConfigError
+from ros_vdd.methods._dxdp import Costs, DynamicProgram, Walked, descend
+from ros_vdd.methods._few_step import masked_mean
+from ros_vdd.policies.diffusion import DiffusionPolicy
+from ros_vdd.policies.few_step import FewStepPolicy
+
+KIND = "few_step"
+NEEDS_TEACHER = True
+
+
+@dataclass(frozen=True)
+class Options(Costs):
+    """Those of `Costs`. `gamma`: how much energies are held to 0. `warm_start`: begin as the teacher's network where the shapes agree;
+    false for a run with `start`."""
+
+    gamma: float = 1.0
+    warm_start: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.gamma <= 0:
+            raise ConfigError(f"'gamma' is {self.gamma}; expected above 0, or energies have no bound")
+
+
+class Method:
+    """DxMI of a posterior student with a critic."""
+
+    def __init__(self, options: Options, policy: FewStepPolicy, teacher: DiffusionPolicy | None):
+        require_critic(policy, "dxmi")
+        self.options, self.policy, self.teacher = options, policy, teacher
+        self.critic = policy.critic
+        self.program = DynamicProgram(options, policy, policy.critic)
+        self.companions = {"velocity": self.program.velocity}
+        critic = torch.optim.Adam(self.critic.parameters(), options.critic_learning_rate)
+        self.optimizers = {"critic": critic, "sigma": self.program.sigma_optimizer}
+        self._walked: Walked
+
+    def prepare(self, data, draws: Draws) -> None:
+        """Begin as the teacher, where the networks agree."""
+        if self.options.warm_start and self.teacher is not None:
+            self.policy.warm_start(self.teacher)
+
+    def before(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> dict[str, float]:
+        """Walk, and let energy and value learn from it; return their losses and mean energies."""
+        clean, mask = self.policy.targets(batch)
+        with torch.no_grad():
+            context = self.policy.context(batch)
+        walked = self._walked = self.program.walk(context, mask, draws)
+        self.program.velocity.follow(walked, self.options.velocity_keep, draws)
+        self.critic.requires_grad_(True)
+        for _ in range(self.options.critic_updates):
+            loss, figures = self.energy_loss(clean, walked)
+            self._improve(loss, draws)
+            backwards = reversed(range(self.program.steps))
+            errors = [self._improve(self.program.value_errors(walked, t).mean(), draws) for t in backwards]
+        self.critic.requires_grad_(False)
+        return {**figures, "value_error": sum(errors) / len(errors)}
+
+    def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
+        """Return the value ahead of a step plus its cost, over the walks of `before`.
+
+        It rises while the energy learns to tell the student, so "loss" is the walks' squared distance from the recorded chunks; the
+        objective is "step".
+        """
+        loss = self.program.step_loss(self._walked, draws)
+        clean, mask = self.policy.targets(batch)
+        distance = masked_mean((self._walked.states[-1] - clean).square(), mask, draws).item()
+        return loss, {"loss": distance, "step": loss.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
+
+    def after(self) -> None:
+        """Step ln sigma beside the student."""
+        self.program.step_sigma()
+
+    def energy_loss(self, clean: Tensor, walked: Walked) -> tuple[Tensor, dict[str, float]]:
+        """Return the energy's loss of recorded chunks `(B, D)` and walks at the same observations, and mean energies."""
+        ask = lambda chunk: self.critic.energy(chunk, walked.context, walked.mask)  # noqa: E731
+        low, high = ask(clean), ask(walked.states[-1])
+        loss = (low - high + self.options.gamma * (low.square() + high.square())).mean()
+        return loss, {"energy_loss": loss.item(), "energy_recorded": low.mean().item(), "energy_sampled": high.mean().item()}
+
+    def energy(self, chunk: Tensor, context: Tensor) -> Tensor:
+        """Return E `(B,)` of whole normalised chunks `(B, D)`."""
+        return self.critic.energy(chunk, context, torch.ones_like(chunk))
+
+    @torch.no_grad()
+    def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
+        """Return the loss and its root, mean energies, and two figures of how well a density was learned.
+
+        "auc": the chance that a recorded chunk has a lower energy than one drawn from the whole box; 0.5 tells nothing.
+        "energy_score": E|x - a| - E|x - x'| / 2 of two chunks x, x' of the student, lowest where they are drawn as the recorded ones
+        (Gneiting & Raftery 2007).
+        """
+        clean, mask = self.policy.targets(batch)
+        context = self.policy.context(batch)
+        walked, again = (self.program.walk(context, mask, draws) for _ in range(2))
+        ask = lambda chunk: self.critic.energy(chunk, context, mask)  # noqa: E731
+        low, high, anywhere = ask(clean), ask(walked.states[-1]), ask(2 * draws.uniform(tuple(clean.shape)) - 1)
+        apart = lambda a, b: ((a - b).square() * mask).sum(dim=1).sqrt().mean().item()  # noqa: E731
+        loss = masked_mean((walked.states[-1] - clean).square(), mask, draws).item()
+        return {
+            "loss": loss,
+            "action_rmse": loss**0.5,
+            "objective": self.program.objective(walked).mean().item(),
+            "energy_recorded": low.mean().item(),
+            "energy_sampled": high.mean().item(),
+            "auc": ((low < anywhere).float() + 0.5 * (low == anywhere).float()).mean().item(),
+            "energy_score": apart(walked.states[-1], clean) - apart(walked.states[-1], again.states[-1]) / 2,
+        }
+
+    def _improve(self, loss: Tensor, draws: Draws) -> float:
+        return descend(loss, self.optimizers["critic"], self.options.critic_clip_norm, draws)
+
+
+def require_critic(policy: FewStepPolicy, method: str) -> None:
+    """Refuse a student that has no steps to train or no critic, or whose encoders would move under the critic.
+
+    Raises:
+        ConfigError: it is such a one.
+    """
+    if policy.config.walk != "posterior":
+        raise ConfigError(f"'policy.walk' is '{policy.config.walk}'; {method} trains a student that walks by 'posterior'")
+    if policy.config.critic is None:
+        raise ConfigError(f"'policy.critic' is missing; {method} trains one beside the student: critic: {{width: 256, depth: 3}}")
+    if any(p.requires_grad for p in policy.encoders.parameters()):
+        raise ConfigError(
+            f"'freeze_encoder' is false; the critic of {method} reads the encoder's features, which must stay: freeze_encoder: true"
+        )

@@ -41,7 +41,6 @@ AVOIDING = Task(
         Run("vdd", "avoiding_vdd", teacher="teacher", start="em", choices=DRAWN),
         Run("vdd_vp", "avoiding_vdd_vp", teacher="teacher_vp", start="em", choices=DRAWN),
         Run("vdd_official", "avoiding_vdd", (*OFFICIAL, "options.sigma_min=0.08", "options.sigma_max=0.2"), "teacher", choices=DRAWN),
-        Run("vdd_vp_official", "avoiding_vdd_vp", (*OFFICIAL, "options.sigma_max=0.3", "options.score_rule=released"), "teacher_vp", seeds=1, choices=DRAWN),
     ),
 )
 RULES = ("argmax", "sample", "sticky", "gumbel", "coherent")

@@ -33,6 +33,7 @@ CASES = {
     "em": {},
     "regression": toy.OPTIONS["regression"],
     "vdd": {},
+    "dmd2": {"adversarial": 0.1},
     "vdd from the teacher": {"targets": "teacher", "observation_noise": 0.1, "likelihood_weight": 1.0},
 }
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare all ways to distil: `python benchmarks/distillation.py all --out runs/benchmark_distillation`, or one of its tasks.
 
-Tasks: ring, ring_turned and obstacle (`benchmarks/toys.py`: an exact teacher, and figures against the true density), ddil, and avoiding
-and pusht_state, where every run is a command that a user could type, printed before it starts. What is finished isn't done again,
-so the command can be stopped and started. A method that isn't there is skipped with a line. `--seeds 1` and `--only consistency vdd`
-do less of it. `ddil` wants `--seeds 6`: pairs of trainings that differ only in where their noised chunks come from; `--only K8_0 K8_1`
-is one of its set-ups. Results: OUT/TASK/results.json, results.md and, but for ddil, results.png.
+Tasks: ring, ring_turned and obstacle (`benchmarks/toys.py`: an exact teacher, and figures against the true density), ddil, and
+avoiding and pusht_state, where every run is a command that a user could type, printed before it starts. What is finished isn't
+done again, so the command can be stopped and started. A method that isn't there is skipped with a line. `--seeds 1` and
+`--only consistency vdd` do less of it. `ddil` wants `--seeds 6`: pairs of trainings that differ only in where their noised chunks
+come from; `--only K8_0 K8_1` is one of its set-ups. Results: OUT/TASK/results.json, results.md and, but for ddil, results.png.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COLUMNS = {"sw": "SW", "tv": "TV", "in_support": "in support", "end_point": "end
 
 
 def distilled(base: str, name: str, method: str, walk: str, *changes: str, teacher: str = "teacher") -> tuple[Run, ...]:
-    """Return a student of its shipped configuration BASE_METHOD, else of its teacher's with this walk; nothing without its method."""
+    """Return a student of the shipped configuration BASE_METHOD, else of its teacher's with a walk; nothing without method."""
     if method not in methods.names():
         return ()
     if (SHIPPED / f"{base}_{method}.yaml").exists():
@@ -52,8 +52,8 @@ def chain(base: str, counts: tuple[int, ...] = (8, 4, 2, 1)) -> tuple[Run, ...]:
     """Return the stages of progressive distillation: each student is the next one's teacher, on one grid."""
     made, teacher, taught = [], "teacher", ring.GRID
     for count in counts:
-        changes = (f"policy.grid={ring.GRID}", f"policy.sampler.steps={count}", f"options.substeps={taught // count}", "loop.steps=4000")
-        made += distilled(base, f"progressive_{count}", "progressive", "euler", *changes, teacher=teacher)
+        levels = (f"policy.grid={ring.GRID}", f"policy.sampler.steps={count}", f"options.substeps={taught // count}")
+        made += distilled(base, f"progressive_{count}", "progressive", "euler", *levels, "loop.steps=4000", teacher=teacher)
         teacher, taught = f"progressive_{count}", count
     return tuple(made)
 
@@ -183,17 +183,23 @@ def draw(rows: list[dict], bottom: float, title: str, file: Path) -> None:
 
 WEAK = ring.Setting(
     "progressive",
-    {"walk": "euler", "width": 32, "depth": 2},
+    {"walk": "euler", "width": 32, "depth": 1},
     {"substeps": 16},
     {"steps": 3000, "final_learning_rate": 1e-3, "ema": 0.995},
 )
 """Where a student's own errors add up: many steps of a narrow network, whose weights are averaged."""
-DDIL = {"K8": (8, {}, {}), "K16": (16, {}, {}), "K4": (4, {}, {}), "K4_wide": (4, {"width": 128}, {}), "K8_last": (8, {}, {"ema": 0.0})}
+DDIL = {
+    "K8": (8, {}, {}),
+    "K16": (16, {}, {}),
+    "K4": (4, {}, {}),
+    "K4_wide": (4, {"width": 128}, {}),
+    "K8_last": (8, {}, {"ema": 0.0}),
+}
 """Steps, and changes of network and loop: two where a gain is expected, three where none was found."""
 
 
 def pair(name: str, share: float, seed: int, **budget) -> dict:
-    """Train one student of a pair, on its own states with this share, else on recorded chunks with noise; return its figures.
+    """Train one student of a pair, a share of it on its own states, the rest on noised recorded chunks; return its figures.
 
     Args:
         name: of `DDIL`.
@@ -208,7 +214,7 @@ def pair(name: str, share: float, seed: int, **budget) -> dict:
 
 
 def ddil(folder: Path, args: argparse.Namespace) -> str:
-    """Train the pairs and return the table of their differences: mean ± standard error, and in how many the student's states won."""
+    """Train the pairs and return the table of differences: mean ± standard error, and in how many the student's states won."""
     jobs = {f"{name}_{share}": lambda seed, name=name, share=share: pair(name, share, seed) for name in DDIL for share in (0, 1)}
     found = finished(jobs, folder, args)
     better = {"sw": -1, "end_point": -1, "in_support": 1, "tv": -1}

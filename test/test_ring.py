@@ -66,9 +66,9 @@ def test_the_order_of_points_is_nothing_to_the_distance():
 @pytest.mark.parametrize("name", TOYS)
 def test_the_exact_teacher_has_the_gradient_of_the_log_density_as_score(name):
     toy = TOYS[name]
-    teacher, (observation, points) = ExactTeacher(toy), observed(toy, 64)
+    teacher, (observation, points), unit = ExactTeacher(toy), observed(toy, 64), Draws(0).normal((64, toy.means.shape[1]))
     for sigma in (0.02, 0.3, 5.0):
-        a = (points / toy.scale + sigma * torch.randn(points.shape)).double().requires_grad_()
+        a = (points / toy.scale + sigma * unit).double().requires_grad_()
         levels = torch.full((64,), sigma)
         density = toy.log_prob(toy.scale * a, toy.scale * levels.double(), observation.double()).sum()
         (expected,) = torch.autograd.grad(density, a)
@@ -81,7 +81,8 @@ def test_the_log_density_is_that_of_an_independent_mixture(name):
     toy = TOYS[name]
     observation, points = observed(toy, 32)
     ends = toy.place(torch.from_numpy(toy.means).repeat(32, 1), observation.double().repeat_interleave(8, dim=0), 1.0)
-    normal = torch.distributions.MultivariateNormal(ends.unflatten(0, (32, 8)), 0.5**2 / 1.414**2 * torch.eye(2, dtype=torch.double))
+    covariance = 0.5**2 / 1.414**2 * torch.eye(2, dtype=torch.double)
+    normal = torch.distributions.MultivariateNormal(ends.unflatten(0, (32, 8)), covariance)
     expected = normal.log_prob(points.double()[:, None]).logsumexp(dim=1) - math.log(8)
     torch.testing.assert_close(toy.log_prob(points.double(), torch.zeros(32).double(), observation.double()), expected)
 

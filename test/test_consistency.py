@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consistency distillation: the label and its order, the average, what gradients and dropout reach; distances shared with LCM and CTM."""
+"""Consistency distillation: the label and its order, the average, what gradients and dropout reach; the distances."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consistency trajectory models: the label and where it stops, the gradient's way through the average, the balance of the two losses."""
+"""Consistency trajectory models: the label and its stop, the gradient's way through the average, the balance of the losses."""
 
 from __future__ import annotations
 

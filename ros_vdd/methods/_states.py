@@ -101,7 +101,10 @@ class StateSource:
             nearest = stops[(index[:, None] - stops).abs().argmin(dim=1)]
             index = torch.where(source == STUDENT, nearest, index)
         x = clean + levels[index][:, None] * noise[:, 0]
-        for number, share, walk in ((TEACHER, self.shares.teacher, self._teacher_walk), (STUDENT, self.shares.student, self._student_walk)):
+        for number, share, walk in (
+            (TEACHER, self.shares.teacher, self._teacher_walk),
+            (STUDENT, self.shares.student, self._student_walk),
+        ):
             mine = (source == number).nonzero()[:, 0] if share else ()
             if len(mine):
                 own = teacher_context if number == TEACHER else context

@@ -4,8 +4,9 @@
     x' = one Heun step of the teacher from x_t to t'        t' the next lower level of the grid
     L  = E d(f(x_t; t, s), sg[f-(x'; t', s)])               f- = decay f- + (1 - decay) f, after each step
 
-f(x; sigma_min) = x holds whatever the network says, so the labels are anchored at the lowest level and spread upwards from there. The target's
-average is another than the one that is deployed (`loop.ema`). Source: Song et al. 2023 (consistency models, arXiv 2303.01469), algorithm 2.
+f(x; sigma_min) = x holds whatever the network says, so the labels are anchored at the lowest level and spread upwards from there.
+The target's average is another than the one that is deployed (`loop.ema`). Source: Song et al. 2023 (consistency models, arXiv
+2303.01469), algorithm 2.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ NEEDS_TEACHER = True
 
 @dataclass(frozen=True)
 class Options:
-    """`target_decay`: of the target's average. `distance`: between student and label. `states`: where the noised chunks come from.
-    `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`."""
+    """What student and label are compared by.
+
+    `target_decay`: of the target's average. `distance`: of the student from its label. `states`: where the noised chunks
+    come from. `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`.
+    """
 
     target_decay: float = 0.95
     distance: Distance = "l2"
@@ -53,8 +57,8 @@ class Method:
         config = policy.config
         if config.walk != "renoise" or not config.boundary:
             raise ConfigError(
-                f"'policy.walk' is '{config.walk}', 'policy.boundary' {config.boundary}; a consistency function walks by 'renoise' and is "
-                "the identity at its lowest level: expected 'renoise' and true"
+                f"'policy.walk' is '{config.walk}', 'policy.boundary' {config.boundary}; a consistency function walks by "
+                "'renoise' and is the identity at its lowest level: expected 'renoise' and true"
             )
         if config.grid < 2:
             raise ConfigError(f"'policy.grid' is {config.grid}; expected at least 2 levels, which are compared")
@@ -102,5 +106,5 @@ class Method:
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
-        """Return the loss, the error against the recorded chunk, and the distance from where the teacher ends from the same noise."""
+        """Return the loss, the error against the recorded chunk, and that against the teacher's chunk from the same noise."""
         return validated(self, batch, draws)

@@ -7,9 +7,9 @@
     L_dsm = E w(t) ||g(a + t n; t, t) - a||^2                       a recorded; w as of the teacher's training
     L     = L_ctm + dsm_weight r L_dsm,                             r = |grad L_ctm| / |grad L_dsm| at the last layer, or 1
 
-G- is the average of G's weights: it carries both ends to where they can be compared. On the student's side the gradient passes through its
-input. Source: Kim et al. 2024 (CTM, arXiv 2310.02279), sections 3 and 4, without the adversarial term; levels of L_dsm as in Prasad et al. 2024
-(Consistency Policy, arXiv 2405.07503), which has `teacher_steps: 1` and `balance: fixed`.
+G- is the average of G's weights: it carries both ends to where they can be compared. On the student's side the gradient passes
+through its input. Source: Kim et al. 2024 (CTM, arXiv 2310.02279), sections 3 and 4, without the adversarial term; levels of
+L_dsm as in Prasad et al. 2024 (Consistency Policy, arXiv 2405.07503), which has `teacher_steps: 1` and `balance: fixed`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ _LOG_SIGMA_MEAN, _LOG_SIGMA_STD, _UPPER = -1.2, 1.2, 0.7  # L_dsm: half by this 
 
 @dataclass(frozen=True)
 class Options:
-    """`teacher_steps`: M, the most Heun steps of the teacher in a label. `balance`: L_dsm is scaled by the ratio of `gradients`, or `fixed`.
-    `dsm_weight`: of L_dsm, after that. The others are those of `consistency`."""
+    """How far the teacher steps, and how the two losses are weighed.
+
+    `teacher_steps`: M, the most Heun steps of the teacher in a label. `balance`: scales L_dsm by the ratio of `gradients`, or
+    leaves it `fixed`. `dsm_weight`: of L_dsm, after that. The others are those of `consistency`.
+    """
 
     teacher_steps: int = 4
     balance: Literal["gradients", "fixed"] = "gradients"
@@ -102,8 +105,8 @@ class Method:
     def label(
         self, x: Tensor, index: Tensor, steps: Tensor, place: Tensor, context: Tensor, teacher_context: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the levels `(B,)` of states x `(B, D)` at `index` of the grid, the levels to stop at `(B,)`, and the end `(B, D)` that a jump
-        to there must lead to.
+        """Return the levels `(B,)` of states x `(B, D)` at `index` of the grid, the levels to stop at `(B,)`, and the end
+        `(B, D)` that a jump to there must lead to.
 
         Args:
             steps: (B,), of the teacher, to u; fewer where the grid ends.
@@ -126,7 +129,7 @@ class Method:
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
-        """Return the loss (r = 1), the error against the recorded chunk, and the distance from where the teacher ends from the same noise."""
+        """Return the loss (r = 1), the error against the recorded chunk, and the distance from the teacher's chunk."""
         return validated(self, batch, draws)
 
     def _steps(self, uniform: Tensor) -> Tensor:

@@ -4,9 +4,9 @@
     x' = one Euler (DDIM) step of the teacher from x_t to t'      t' is k levels lower
     L  = E d(f(x_t; t, s), sg[f-(x'; t', s)])                     f- = decay f- + (1 - decay) f, after each step
 
-Half the teacher's evaluations of `consistency`, and labels reach the top in k times fewer hops; but the student can't become better than the
-teacher walking by steps of that size. Source: Luo et al. 2023 (LCM, arXiv 2310.04378), algorithm 1, without guidance; here for the
-variance-exploding process. Chunks of actions need no latent space: 100 levels and k = 10 are the setting of ManiCM (arXiv 2406.01586).
+Half the teacher's evaluations of `consistency`, and labels reach the top in k times fewer hops; but the student can't become
+better than the teacher walking by steps of that size. Source: Luo et al. 2023 (LCM, arXiv 2310.04378), algorithm 1, without
+guidance; here for the variance-exploding process, and for actions, which need no latent space (as in ManiCM, arXiv 2406.01586).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Method(consistency.Method):
         super().__init__(options, policy, teacher)
         if options.skip >= policy.config.grid:
             raise ConfigError(
-                f"'options.skip' is {options.skip}, 'policy.grid' {policy.config.grid}: every step of the teacher would go to the end; "
-                "expected fewer levels than the grid has"
+                f"'options.skip' is {options.skip}, 'policy.grid' {policy.config.grid}: every step of the teacher would "
+                "go to the end; expected fewer levels than the grid has"
             )
         self.stride = options.skip
 

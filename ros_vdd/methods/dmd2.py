@@ -9,11 +9,12 @@
     L_adv = E softplus(-C(z, s))                                   C a discriminator; off by default
     L_C = E [softplus(C(x + s n, s)) + softplus(-C(a + s n, s))]   a recorded
 
-D_real is the frozen teacher, D_fake a denoiser of what the student makes now. What is made is matched, not of which noise: which chunk the
-teacher makes of the same noise means nothing here. The gradient is that of the reverse KL, which seeks modes: watch "spread".
+D_real is the frozen teacher, D_fake a denoiser of what the student makes now. What is made is matched, not of which noise: which
+chunk the teacher makes of the same noise means nothing here. The gradient is that of the reverse KL, which seeks modes: watch
+"spread".
 
-Source: Yin et al. 2024 (DMD2, arXiv 2405.14867), from the paper's equations; Wang et al. 2025 (OneDP, arXiv 2410.21257) for actions and
-"sigma2". Differs: a separate discriminator of one logit a chunk, instead of a head on D_fake; levels on the student's grid.
+Source: Yin et al. 2024 (DMD2, arXiv 2405.14867), from the paper's equations; Wang et al. 2025 (OneDP, arXiv 2410.21257) for
+actions and "sigma2". Differs: a separate discriminator of one logit a chunk, no head on D_fake; levels on the student's grid.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ _CLIP_NORM = 10.0
 class Options:
     """Weights and rates of the two time scales.
 
-    `fake_steps`: steps of the fake denoiser (and the discriminator) for one of the student, at `fake_learning_rate`. `weighting`: of
-    the difference of denoisers, see the module. `adversarial`: weight of L_adv; above 0 the discriminator is trained, at
-    `discriminator_learning_rate`. `states`: where the student's inputs come from; `student` is its own walk (backward simulation).
-    `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`.
+    `fake_steps`: steps of the fake denoiser (and the discriminator) for one of the student, at `fake_learning_rate`. `weighting`:
+    of the difference of denoisers, see the module. `adversarial`: weight of L_adv; above 0 the discriminator is trained, at
+    `discriminator_learning_rate`. `states`: where the student's inputs come from; `student` is its own walk (backward
+    simulation). `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`.
     """
 
     fake_steps: int = 5
@@ -70,12 +71,12 @@ class Options:
         if self.adversarial < 0:
             raise ConfigError(f"'adversarial' is {self.adversarial}; expected at least 0")
         if self.states.buffer:
-            raise ConfigError(f"'states.buffer' is {self.states.buffer}; expected 0: the fake denoiser knows today's student only")
+            raise ConfigError(f"'states.buffer' is {self.states.buffer}; expected 0: the fake denoiser knows the newest student")
 
 
 class Made(NamedTuple):
-    """What the student made: chunks `x` (B, D), 1 where an action was recorded `mask` (B, D), the recorded chunks `clean` (B, D), and
-    the `context` (B, C) of the student's and of the teacher's observation, detached."""
+    """What the student made: chunks `x` (B, D), 1 where an action was recorded `mask` (B, D), the recorded chunks `clean` (B, D),
+    and the `context` (B, C) of the student's and of the teacher's observation, detached."""
 
     x: Tensor
     mask: Tensor
@@ -90,6 +91,8 @@ class Method:
     def __init__(self, options: Options, policy: FewStepPolicy, teacher: DiffusionPolicy):
         if policy.config.walk != "renoise":
             raise ConfigError(f"'policy.walk' is '{policy.config.walk}'; DMD2 trains a student that walks by 'renoise'")
+        if teacher.kind == "few_step":
+            raise ConfigError("the teacher is a few-step student and answers at the levels of its walk only; give its own teacher")
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)
         self.levels = _known(policy, teacher)
@@ -136,7 +139,7 @@ class Method:
 
     @torch.no_grad()
     def label(self, made: Made, sigma: Tensor, noise: Tensor) -> tuple[Tensor, int]:
-        """Return g `(B, D)` at levels `(B,)` under unit noise `(B, D)`, and at how many unpadded numbers it wasn't finite and is 0."""
+        """Return g `(B, D)` at levels `(B,)` under unit noise `(B, D)`, and how many unpadded numbers weren't finite, now 0."""
         noised = made.x + sigma[:, None] * noise
         real = self.teacher.clean(noised, sigma, made.teacher_context)
         gradient = self.fake(noised, sigma, made.context) - real
@@ -159,11 +162,11 @@ class Method:
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
-        """Return the loss, and what two chunks of the student and two of the teacher for each observation tell of their distributions.
+        """Return the loss, and what two chunks of the student and two of the teacher for each observation tell of their laws.
 
-        "energy_distance" is 2 E|X - Y| - E|X - X'| - E|Y - Y'|, which is 0 where they are equal; an unbiased estimate, so it may be below
-        0 (Szekely & Rizzo 2013). "spread" and "teacher_spread" are the standard deviations of one observation's chunks: much below the
-        teacher's, modes are lost.
+        "energy_distance" is 2 E|X - Y| - E|X - X'| - E|Y - Y'|, which is 0 where they are equal; an unbiased estimate, so it may
+        be below 0 (Szekely & Rizzo 2013). "spread" and "teacher_spread" are the standard deviations of one observation's chunks:
+        much below the teacher's, modes are lost.
         """
         _, figures = self.loss(batch, draws, 1.0)
         policy, teacher = self.policy, self.teacher
@@ -171,8 +174,7 @@ class Method:
         context, teacher_context = policy.context(batch), teacher.context(batch, draws)
         noise = [draws.normal((len(clean), *policy.noise_shape)) for _ in range(4)]
         mine = [policy.sample(context, n) for n in noise[:2]]
-        start = (lambda n: n[:, :1]) if teacher.kind == "few_step" else lambda n: n[:, 0].flatten(1)
-        theirs = [teacher.sample(teacher_context, start(n)) for n in noise[2:]]
+        theirs = [teacher.sample(teacher_context, n[:, 0].flatten(1)) for n in noise[2:]]
         mean_square = lambda a, b: ((a - b).square() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # noqa: E731
         distance = lambda a, b: mean_square(a, b).sqrt().mean().item()  # noqa: E731
         between = sum(distance(a, b) for a in mine for b in theirs) / 2

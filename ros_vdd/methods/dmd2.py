@@ -92,7 +92,7 @@ class Method:
         if policy.config.walk != "renoise":
             raise ConfigError(f"'policy.walk' is '{policy.config.walk}'; DMD2 trains a student that walks by 'renoise'")
         if teacher.kind == "few_step":
-            raise ConfigError("the teacher is a few-step student and answers at the levels of its walk only; give its own teacher")
+            raise ConfigError("the teacher is a few-step student and knows the levels of its walk only; give its own teacher")
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)
         self.levels = _known(policy, teacher)

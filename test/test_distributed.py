@@ -34,6 +34,7 @@ CASES = {
     "regression": toy.OPTIONS["regression"],
     "vdd": {},
     "dmd2": {"adversarial": 0.1},
+    "ctm": {},
     "vdd from the teacher": {"targets": "teacher", "observation_noise": 0.1, "likelihood_weight": 1.0},
 }
 

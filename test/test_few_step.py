@@ -256,3 +256,33 @@ def test_clean_estimates_are_cut_only_where_the_sampler_says(batch):
     assert teacher.clean(x, sigma, context).max() == 1
     teacher.config = replace(teacher.config, sampler=replace(teacher.config.sampler, clip=False))
     assert teacher.clean(x, sigma, context).max() > 1
+
+
+def test_a_vp_teacher_warms_nothing(batch):
+    """Its network tells the noise, not the chunk."""
+    from ros_vdd.policies import KINDS
+
+    kind, config = KINDS["diffusion"]
+    sizes = {k: v for k, v in toy.NETWORKS["diffusion"].items() if k != "sampler"}
+    teacher = kind(toy.BLIND, build(config, {**sizes, "process": "vp", "vp_steps": 8, "sampler": {"steps": 4}}))
+    assert not student().warm_start(teacher)
+    assert not student(sigma_data=0.4).warm_start(toy.network("diffusion"))
+
+
+def test_encoders_that_would_learn_are_refused_where_no_gradient_reaches_them():
+    robot = toy.SEEING
+    policy = FewStepPolicy(robot, build(FewStepConfig, {**toy.NETWORKS["few_step"], "walk": "euler"}))
+    with pytest.raises(ConfigError, match="'freeze_encoder' is false"):
+        progressive.Method(progressive.Options(), policy, toy.network("diffusion", robot))
+    policy.encoders.requires_grad_(False)
+    progressive.Method(progressive.Options(), policy, toy.network("diffusion", robot))
+
+
+def test_validation_leaves_nothing_in_the_buffer(batch):
+    method = stage(forward=0.0, student=0.5, buffer=0.5, warmup=0.0)
+    method.policy.eval()
+    method.validate(batch, Draws(0))
+    assert int(method.source.buffer.count) == 0
+    method.policy.train()
+    method.loss(batch, Draws(0), 1.0)
+    assert int(method.source.buffer.count) > 0

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ros_vdd.diffusion.draws import Draws
-from ros_vdd.policies.policy import flat_mask
+from ros_vdd.errors import ConfigError
+from ros_vdd.policies.policy import Policy, flat_mask
 
 
 def masked_mean(errors: Tensor, mask: Tensor, draws: Draws) -> Tensor:
@@ -29,6 +30,16 @@ def validated(method, batch: dict[str, Tensor], draws: Draws) -> dict[str, float
     expert = teacher.sample(teacher.context(batch, draws), start if teacher.kind != "few_step" else noise[:, :1])
     error = lambda other: ((student - other).square() * mask).sum().div(mask.sum()).sqrt().item()  # noqa: E731
     return {**figures, "action_rmse": error(policy.from_chunk(batch["actions"])), "teacher_rmse": error(expert)}
+
+
+def require_frozen_encoders(policy: Policy) -> None:
+    """Refuse a student whose image encoders would have to learn: the states come with features, through which no gradient passes.
+
+    Raises:
+        ConfigError: an encoder isn't frozen.
+    """
+    if any(p.requires_grad for p in policy.encoders.parameters()):
+        raise ConfigError("'freeze_encoder' is false; this method keeps the teacher's image encoders as they are: set freeze_encoder: true")
 
 
 @torch.no_grad()

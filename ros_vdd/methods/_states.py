@@ -153,7 +153,8 @@ class StateSource:
         if self.buffer is None:
             return states
         recalled = self.buffer.recall(states, (states.source == BUFFER).nonzero()[:, 0], draws)
-        self.buffer.keep(states, ((states.source == TEACHER) | (states.source == STUDENT)).nonzero()[:, 0])
+        if self.policy.training:  # validation leaves nothing behind
+            self.buffer.keep(states, ((states.source == TEACHER) | (states.source == STUDENT)).nonzero()[:, 0])
         return recalled
 
 

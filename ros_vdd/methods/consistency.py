@@ -20,7 +20,7 @@ from torch import Tensor
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.sampling import heun_step, reflected
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._few_step import follow, validated
+from ros_vdd.methods._few_step import follow, require_frozen_encoders, validated
 from ros_vdd.methods._states import Shares, StateSource
 from ros_vdd.methods._target import Distance, measured, replayed
 from ros_vdd.policies.diffusion import DiffusionPolicy
@@ -62,6 +62,7 @@ class Method:
             )
         if config.grid < 2:
             raise ConfigError(f"'policy.grid' is {config.grid}; expected at least 2 levels, which are compared")
+        require_frozen_encoders(policy)
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)
         self.target = deepcopy(policy.denoiser).requires_grad_(False)

@@ -25,7 +25,7 @@ from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.sampling import heun_step, reflected
 from ros_vdd.diffusion.schedule import log_normal_sigmas
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._few_step import follow, masked_mean, validated
+from ros_vdd.methods._few_step import follow, masked_mean, require_frozen_encoders, validated
 from ros_vdd.methods._states import Shares, StateSource
 from ros_vdd.methods._target import Distance, measured, replayed
 from ros_vdd.policies.diffusion import DiffusionPolicy
@@ -71,6 +71,7 @@ class Method:
             raise ConfigError(f"'policy.walk' is '{config.walk}'; a consistency trajectory model walks by 'jump'")
         if config.grid < 2:
             raise ConfigError(f"'policy.grid' is {config.grid}; expected at least 2 levels, between which the teacher steps")
+        require_frozen_encoders(policy)
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)
         self.target = deepcopy(policy.denoiser).requires_grad_(False).eval()

@@ -19,7 +19,7 @@ from torch import Tensor
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.sampling import euler_step, rows
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._few_step import masked_mean, validated
+from ros_vdd.methods._few_step import masked_mean, require_frozen_encoders, validated
 from ros_vdd.methods._states import Shares, StateSource
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.few_step import FewStepPolicy
@@ -55,6 +55,7 @@ class Method:
                 f"'policy.grid' is {config.grid}; expected 'sampler.steps' {config.sampler.steps} times 'options.substeps' "
                 f"{options.substeps}, or a multiple: the levels that the teacher steps on"
             )
+        require_frozen_encoders(policy)
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)
         self.companions = {} if self.source.buffer is None else {"buffer": self.source.buffer}

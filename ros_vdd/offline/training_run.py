@@ -121,6 +121,10 @@ class TrainingRun:
             self._agree(source, "encoder")
             transfer.copy_weights(policies.load(source).encoders, policy.encoders, source)
         if self.config.start:
+            if getattr(self.options, "warm_start", False):
+                raise ConfigError(
+                    "'start' is given, and 'options.warm_start' is true: the run can begin as one policy only; set options.warm_start=false, or leave 'start' out"
+                )
             source = Bundle.open(find("models", self.config.start))
             self._agree(source, "start")
             transfer.copy_weights(policies.load(source), policy, source)

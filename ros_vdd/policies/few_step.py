@@ -192,9 +192,13 @@ class FewStepPolicy(DiffusionPolicy):
 
     @torch.no_grad()
     def warm_start(self, teacher: DiffusionPolicy) -> bool:
-        """Copy the network of a teacher, where it is of the same shape but for the stop; return whether it is."""
-        mine = self.denoiser.network.state_dict()
-        theirs = getattr(teacher.denoiser, "network", nn.Module()).state_dict()
+        """Copy the network of a teacher, where it means the same and is of the same shape but for the stop; return whether it is.
+
+        The network of a VP teacher tells the noise instead of the chunk, and so serves for nothing here.
+        """
+        if type(teacher.denoiser) is not Denoiser or teacher.denoiser.sigma_data != self.config.sigma_data:
+            return False
+        mine, theirs = self.denoiser.network.state_dict(), teacher.denoiser.network.state_dict()
         shared = {k: v for k, v in mine.items() if not k.startswith("stop.")}
         if {k: v.shape for k, v in shared.items()} != {k: v.shape for k, v in theirs.items() if not k.startswith("stop.")}:
             return False

@@ -81,12 +81,12 @@ class Method:
         """Return the value ahead of a step plus its cost, over the walks of `before`.
 
         It rises while the energy learns to tell the student, so "loss" is the walks' squared distance from the recorded chunks; the
-        objective is "step".
+        objective is "step_loss".
         """
         loss = self.program.step_loss(self._walked, draws)
         clean, mask = self.policy.targets(batch)
         distance = masked_mean((self._walked.states[-1] - clean).square(), mask, draws).item()
-        return loss, {"loss": distance, "step": loss.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
+        return loss, {"loss": distance, "step_loss": loss.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
 
     def after(self) -> None:
         """Step ln sigma beside the student."""

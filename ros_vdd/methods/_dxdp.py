@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diffusion by dynamic programming (DxDP): a student's steps descend a value that looks ahead, whatever the energy at the end is.
+"""Diffusion by dynamic programming (DxDP): a student's steps descend a value that looks ahead, whatever energy stands at the end.
 
     pi(x_{t+1} | x_t, o) = N(mu(x_t), sigma_t^2),   t = 0 (noise) .. T (the chunk),   mu by `ros_vdd.diffusion.walks.posterior_mean`
     V(x_t, t) = E_pi[V(x_{t+1}, t+1) + c_t],   V(., T) = E
@@ -70,7 +70,7 @@ class Costs:
 
 
 class Walked(NamedTuple):
-    """Walks of the student: `states` (T + 1, B, D) from noise to the chunk, their `context` (B, C), `mask` (B, D) 1 for what counts."""
+    """Walks of the student: `states` (T + 1, B, D) from noise to the chunk, `context` (B, C), `mask` (B, D) 1 for what counts."""
 
     states: Tensor
     context: Tensor
@@ -179,7 +179,10 @@ class DynamicProgram:
 
 
 def ending_in(energy: Callable[[Tensor, Tensor, Tensor], Tensor], critic: Critic) -> Value:
-    """Return a critic's value with another energy `(x (B, D), context (B, C), mask (B, D)) -> (B,)` at the end, such as minus a return."""
+    """Return a critic's value but for the end, where another energy stands, such as minus a return.
+
+    energy maps x `(B, D)`, context `(B, C)` and mask `(B, D)` to `(B,)`.
+    """
 
     def value(x: Tensor, step: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         return torch.where(step == critic.steps, energy(x, context, mask), critic(x, step, context, mask))

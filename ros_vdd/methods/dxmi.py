@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DxMI: an energy learns to be low where demonstrations lie and high where the student goes; the student descends it, by entropy held wide.
+"""DxMI: an energy learns to be low where demonstrations lie and high where the student goes, which descends it, held wide by entropy.
 
     E:      min  E_demo[E(o, a)] - E_pi[E(o, x_T)] + gamma (E_demo[E^2] + E_pi[E^2])     a and x_T at the same o
     V, pi:  `ros_vdd.methods._dxdp`, with V(., T) = E: one network

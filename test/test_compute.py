@@ -37,7 +37,17 @@ def made(name, device="cpu"):
     robot = toy.SEEING if module.KIND == "encoder" else toy.BLIND
     policy = toy.network(module.KIND, robot, **toy.FEW_STEPS.get(name, {})).to(device)
     teacher = toy.network("diffusion").requires_grad_(False).to(device) if module.NEEDS_TEACHER else None
-    return module.Method(build(module.Options, toy.OPTIONS.get(name, {})), policy, teacher)
+    method = module.Method(build(module.Options, toy.OPTIONS.get(name, {})), policy, teacher)
+    for companion in getattr(method, "companions", {}).values():
+        companion.to(device)
+    return method
+
+
+def loss_of(method, batch, draws):
+    """Return the loss of a step, as the loop asks for it."""
+    if hasattr(method, "before"):
+        method.before(batch, draws, 0.5)
+    return method.loss(batch, draws, 0.5)[0]
 
 
 def placed(batch, device):
@@ -48,11 +58,10 @@ def placed(batch, device):
 @pytest.mark.parametrize("name", methods.names())
 def test_a_method_makes_no_tensor_on_another_device(name, batches, monkeypatch):
     """The meta device has shapes and no numbers, and refuses sums with CPU tensors, as a GPU would."""
-    monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.0)
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: 1.0)
     method = made(name, "meta")
     batch = placed(batches[methods.find(name).KIND], "meta")
-    loss, _ = method.loss(batch, Draws(0, device="meta"), 0.5)
-    loss.backward()
+    loss_of(method, batch, Draws(0, device="meta")).backward()
     method.validate(batch, Draws(0, device="meta"))
     assert {p.grad.device.type for p in method.policy.parameters() if p.grad is not None} == {"meta"}
 
@@ -63,7 +72,7 @@ def test_a_gpu_has_the_loss_and_the_gradient_of_the_cpu(name, batches):
     results = []
     for device in ("cpu", "cuda"):
         method = made(name, device)
-        loss, _ = method.loss(placed(batches[methods.find(name).KIND], device), Draws(0, device=device), 0.5)
+        loss = loss_of(method, placed(batches[methods.find(name).KIND], device), Draws(0, device=device))
         loss.backward()
         results.append([loss.cpu(), *(p.grad.cpu() for p in method.policy.parameters() if p.grad is not None)])
     for one, other in zip(*results, strict=True):
@@ -76,7 +85,7 @@ def test_half_precision_stays_near_full_precision(name, batches):
     for precision in ("fp32", "bf16"):
         method = made(name)
         with compute.autocast(torch.device("cpu"), precision):
-            loss, _ = method.loss(batch, Draws(0), 0.5)
+            loss = loss_of(method, batch, Draws(0))
         loss.backward()
         gradients = [p.grad for p in method.policy.parameters() if p.grad is not None]
         assert all(g.isfinite().all() and g.dtype == torch.float32 for g in gradients)

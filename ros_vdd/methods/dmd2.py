@@ -147,7 +147,7 @@ class Method:
             distance = ((made.x - real).abs() * made.mask).sum(dim=1) / made.mask.sum(dim=1).clamp(min=1)
             gradient = gradient / distance[:, None]
         good = gradient.isfinite()
-        return torch.where(good, gradient, 0.0), int(((~good) * made.mask).sum())
+        return torch.where(good, gradient, 0.0), int(((~good) * made.mask).sum().item())
 
     def fake_loss(self, made: Made, sigma: Tensor, noise: Tensor, draws: Draws) -> Tensor:
         """Return L_fake of chunks that the student made, at levels `(B,)` under unit noise `(B, D)`."""
@@ -242,4 +242,4 @@ def _fake(policy: FewStepPolicy, teacher: DiffusionPolicy) -> nn.Module:
 def _known(policy: FewStepPolicy, teacher: DiffusionPolicy) -> Tensor:
     """Return the levels of the student's grid, lowest first, each as the teacher takes it."""
     grid = torch.tensor(policy.grid[:-1], device=next(policy.parameters()).device)
-    return teacher.nearest_level(grid).unique()
+    return grid.flip(0) if teacher.levels is None else teacher.nearest_level(grid).unique()

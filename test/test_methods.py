@@ -257,7 +257,7 @@ def test_a_teacher_of_another_robot_is_refused(seeing, teacher, tmp_path):
 def test_only_a_diffusion_policy_is_a_teacher(configured, blind, tmp_path):
     student = train(configured("em", {"steps": 1}), tmp_path / "em")
     values = toy.config("vdd", "mixture", blind.root, teacher=str(student.path))
-    with pytest.raises(PolicyError, match="is of kind 'mixture'; expected 'diffusion', 'window' or 'mode'; give --teacher"):
+    with pytest.raises(PolicyError, match="is of kind 'mixture'; expected 'diffusion', 'window', 'mode' or 'few_step'; give --teacher"):
         TrainingRun(build(TrainConfig, values), str(tmp_path / "student"), progress=False)
 
 

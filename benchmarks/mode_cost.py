@@ -380,7 +380,11 @@ def draw(path: Path, scaling: dict) -> None:
             place.plot([row[axis] for row in rows], [row[key] for row in rows], "o-", label=label)
         place.set(xlabel=axis, xscale="log", yscale="log", xticks=[row[axis] for row in rows], xticklabels=[row[axis] for row in rows])
         place.minorticks_off()
-    axes[0].set_ylabel("a chunk [ms]")
+    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    low, high = axes[0].get_ylim()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axes[0].set(ylabel="a chunk [ms]", yticks=shown, yticklabels=shown)
+    axes[0].minorticks_off()
     axes[0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
 

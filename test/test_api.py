@@ -19,7 +19,7 @@ from ros_vdd.runtime.inference import PolicyRunner
 
 pytest.importorskip("onnx", reason="the tiny policy is made with onnx")
 
-from tiny_policy import EXPERTS, HEIGHT, HORIZON, N_ACTION_STEPS, OFFSETS, SHIFTS, TASKS, WIDTH, actions, write_policy  # noqa: E402
+from tiny_policy import EXPERTS, HEIGHT, HORIZON, N_ACTION_STEPS, SHIFTS, TASKS, WIDTH, actions, write_policy  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)

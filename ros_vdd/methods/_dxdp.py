@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.walks import boxed, posterior_mean
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._few_step import averaged_gradients
 from ros_vdd.networks.critic import Critic
 from ros_vdd.policies.few_step import FewStepPolicy
 
@@ -188,17 +187,6 @@ def ending_in(energy: Callable[[Tensor, Tensor, Tensor], Tensor], critic: Critic
         return torch.where(step == critic.steps, energy(x, context, mask), critic(x, step, context, mask))
 
     return value
-
-
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float, draws: Draws) -> float:
-    """Do one step of a companion's optimiser on a loss and return the loss."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    averaged_gradients(parameters, draws)
-    nn.utils.clip_grad_norm_(parameters, clip_norm)
-    optimizer.step()
-    return loss.item()
 
 
 def _logistic(x: float) -> float:

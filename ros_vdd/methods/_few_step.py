@@ -54,3 +54,14 @@ def averaged_gradients(parameters: Iterable[Tensor], draws: Draws) -> None:
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad = draws.process_mean(parameter.grad)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float, draws: Draws) -> float:
+    """Do one step of a companion's optimiser on a loss and return the loss."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    averaged_gradients(parameters, draws)
+    nn.utils.clip_grad_norm_(parameters, clip_norm)
+    optimizer.step()
+    return loss.item()

@@ -11,7 +11,6 @@ The target's average is another than the one that is deployed (`loop.ema`). Sour
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -20,9 +19,8 @@ from torch import Tensor
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.sampling import heun_step, reflected
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._few_step import follow, require_frozen_encoders, validated
-from ros_vdd.methods._states import Shares, StateSource
-from ros_vdd.methods._target import Distance, measured, replayed
+from ros_vdd.methods._states import Shares
+from ros_vdd.methods._target import Distance, TargetMethod, measured, replayed
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.few_step import FewStepPolicy
 
@@ -48,7 +46,7 @@ class Options:
             raise ConfigError(f"'target_decay' is {self.target_decay}; expected 0 (the last step's student) up to below 1")
 
 
-class Method:
+class Method(TargetMethod):
     """Consistency distillation of a student that renoises."""
 
     stride = 1  # levels of the grid between the two that are compared
@@ -62,21 +60,7 @@ class Method:
             )
         if config.grid < 2:
             raise ConfigError(f"'policy.grid' is {config.grid}; expected at least 2 levels, which are compared")
-        require_frozen_encoders(policy)
-        self.options, self.policy, self.teacher = options, policy, teacher
-        self.source = StateSource(options.states, policy, teacher)
-        self.target = deepcopy(policy.denoiser).requires_grad_(False)
-        self.companions = {"target": self.target, **({} if self.source.buffer is None else {"buffer": self.source.buffer})}
-
-    def prepare(self, data, draws: Draws) -> None:
-        """Begin as the teacher, where the networks agree; the target begins as the student."""
-        if self.options.warm_start:
-            self.policy.warm_start(self.teacher)
-        follow(self.target, self.policy.denoiser, 0.0)
-
-    def after(self) -> None:
-        """Move the target towards the student."""
-        follow(self.target, self.policy.denoiser, self.options.target_decay)
+        super().__init__(options, policy, teacher)
 
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return the distance of the student's end of a trajectory from the target's, asked further down the same one."""
@@ -104,8 +88,3 @@ class Method:
     def step(self, x: Tensor, now: Tensor, then: Tensor, context: Tensor) -> Tensor:
         """Return states x `(B, D)` carried by the teacher from levels `now` to `then`, each `(B,)`."""
         return heun_step(lambda y, s: self.teacher.clean(y, s, context), x, now, then)
-
-    @torch.no_grad()
-    def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
-        """Return the loss, the error against the recorded chunk, and that against the teacher's chunk from the same noise."""
-        return validated(self, batch, draws)

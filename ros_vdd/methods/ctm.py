@@ -14,7 +14,6 @@ L_dsm as in Prasad et al. 2024 (Consistency Policy, arXiv 2405.07503), which has
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,9 +24,9 @@ from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.sampling import heun_step, reflected
 from ros_vdd.diffusion.schedule import log_normal_sigmas
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._few_step import follow, masked_mean, require_frozen_encoders, validated
-from ros_vdd.methods._states import Shares, StateSource
-from ros_vdd.methods._target import Distance, measured, replayed
+from ros_vdd.methods._few_step import masked_mean
+from ros_vdd.methods._states import Shares
+from ros_vdd.methods._target import Distance, TargetMethod, measured, replayed
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.few_step import FewStepPolicy
 
@@ -62,7 +61,7 @@ class Options:
             raise ConfigError(f"'target_decay' is {self.target_decay}; expected 0 (the last step's student) up to below 1")
 
 
-class Method:
+class Method(TargetMethod):
     """Distillation of a student that jumps."""
 
     def __init__(self, options: Options, policy: FewStepPolicy, teacher: DiffusionPolicy):
@@ -71,21 +70,7 @@ class Method:
             raise ConfigError(f"'policy.walk' is '{config.walk}'; a consistency trajectory model walks by 'jump'")
         if config.grid < 2:
             raise ConfigError(f"'policy.grid' is {config.grid}; expected at least 2 levels, between which the teacher steps")
-        require_frozen_encoders(policy)
-        self.options, self.policy, self.teacher = options, policy, teacher
-        self.source = StateSource(options.states, policy, teacher)
-        self.target = deepcopy(policy.denoiser).requires_grad_(False).eval()
-        self.companions = {"target": self.target, **({} if self.source.buffer is None else {"buffer": self.source.buffer})}
-
-    def prepare(self, data, draws: Draws) -> None:
-        """Begin as the teacher, where the networks agree; the target begins as the student."""
-        if self.options.warm_start:
-            self.policy.warm_start(self.teacher)
-        follow(self.target, self.policy.denoiser, 0.0)
-
-    def after(self) -> None:
-        """Move the target towards the student."""
-        follow(self.target, self.policy.denoiser, self.options.target_decay)
+        super().__init__(options, policy, teacher)
 
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return L_ctm + dsm_weight r L_dsm."""
@@ -127,11 +112,6 @@ class Method:
     def end(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """Return x `(B, D)` at levels sigma `(B,)` carried to the lowest level by the average; differentiable in x."""
         return self.target.jump(x, sigma, torch.full_like(sigma, self.policy.config.sampler.sigma_min), context)
-
-    @torch.no_grad()
-    def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
-        """Return the loss (r = 1), the error against the recorded chunk, and the distance from the teacher's chunk."""
-        return validated(self, batch, draws)
 
     def _steps(self, uniform: Tensor) -> Tensor:
         """Return the teacher's steps of each row `(B,)`, m with probability m / (1 + ... + M)."""

@@ -30,7 +30,7 @@ from torch.nn.functional import softplus
 from ros_vdd.diffusion.denoiser import Denoiser
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._few_step import averaged_gradients, masked_mean
+from ros_vdd.methods._few_step import descend, masked_mean
 from ros_vdd.methods._states import Shares, StateSource
 from ros_vdd.networks.mlp import DenoiserMLP
 from ros_vdd.policies.diffusion import DiffusionPolicy
@@ -205,13 +205,7 @@ class Method:
 
     def _improve(self, name: str, loss: Tensor, draws: Draws) -> float:
         """Do a step of a companion's optimiser and return the loss."""
-        parameters, optimizer = list(self.companions[name].parameters()), self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        averaged_gradients(parameters, draws)
-        nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
-        optimizer.step()
-        return loss.item()
+        return descend(loss, self.optimizers[name], _CLIP_NORM, draws)
 
 
 class Discriminator(nn.Module):

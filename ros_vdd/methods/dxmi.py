@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._dxdp import Costs, DynamicProgram, Walked, descend
-from ros_vdd.methods._few_step import masked_mean
+from ros_vdd.methods._dxdp import Costs, DynamicProgram, Walked
+from ros_vdd.methods._few_step import descend, masked_mean
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.few_step import FewStepPolicy
 

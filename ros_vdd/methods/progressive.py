@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ros_vdd.diffusion.draws import Draws
-from ros_vdd.diffusion.sampling import euler_step, rows
+from ros_vdd.diffusion.sampling import euler_step
 from ros_vdd.errors import ConfigError
 from ros_vdd.methods._few_step import masked_mean, require_frozen_encoders, validated
 from ros_vdd.methods._states import Shares, StateSource

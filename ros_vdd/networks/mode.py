@@ -294,7 +294,9 @@ def check_sizes(sizes: ModeSizes) -> None:
     if not 1 <= sizes.top_k <= sizes.experts:
         raise ValueError(f"'top_k' is {sizes.top_k}; expected 1 to 'experts' {sizes.experts}")
     if sizes.depth < 1 or sizes.hidden < 1:
-        raise ValueError(f"'depth' is {sizes.depth}, 'expert_ratio' {sizes.expert_ratio}; expected depth >= 1 and a ratio that leaves a hidden number")
+        raise ValueError(
+            f"'depth' is {sizes.depth}, 'expert_ratio' {sizes.expert_ratio}; expected depth >= 1 and a ratio that leaves a hidden number"
+        )
     if sizes.router not in ("noise", "token"):
         raise ValueError(f"'router' is '{sizes.router}'; expected 'noise' or 'token'")
     for name in ("dropout", "attention_dropout", "goal_dropout"):

@@ -123,7 +123,8 @@ class TrainingRun:
         if self.config.start:
             if getattr(self.options, "warm_start", False):
                 raise ConfigError(
-                    "'start' is given, and 'options.warm_start' is true: the run can begin as one policy only; set options.warm_start=false, or leave 'start' out"
+                    "'start' is given, and 'options.warm_start' is true: the run can begin as one policy only; "
+                    "set options.warm_start=false, or leave 'start' out"
                 )
             source = Bundle.open(find("models", self.config.start))
             self._agree(source, "start")

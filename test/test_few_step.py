@@ -286,3 +286,18 @@ def test_validation_leaves_nothing_in_the_buffer(batch):
     method.policy.train()
     method.loss(batch, Draws(0), 1.0)
     assert int(method.source.buffer.count) > 0
+
+
+@pytest.mark.parametrize("name", ["progressive", "consistency", "lcm", "ctm", "dmd2"])
+def test_a_mode_teacher_serves_as_any_other(name, batch):
+    from ros_vdd import methods
+
+    module = methods.find(name)
+    policy = toy.network("few_step", **toy.FEW_STEPS.get(name, {}))
+    method = module.Method(build(module.Options, toy.OPTIONS.get(name, {})), policy, toy.network("mode").requires_grad_(False))
+    method.prepare(None, Draws(0))
+    if hasattr(method, "before"):
+        method.before(batch, Draws(1), 0.5)
+    loss, _ = method.loss(batch, Draws(1), 0.5)
+    loss.backward()
+    assert loss.isfinite() and any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.parameters())

@@ -38,9 +38,14 @@ class EnvError(RosVddError):
     """A simulator isn't installed or was asked for something it doesn't have."""
 
 
+SHOWN = 24
+"""Names that a message lists; a folder of downloads holds hundreds."""
+
+
 def suggest(name: str, available: Iterable[str]) -> str:
-    """Return "available: a, b; did you mean 'a'?", for the end of an error message."""
+    """Return "available: a, b; did you mean 'a'?", for the end of an error message; of many names the first `SHOWN`."""
     names = sorted(str(a) for a in available)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"available: {', '.join(names) or 'none'}{hint}"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"available: {', '.join(names[:SHOWN]) or 'none'}{more}{hint}"

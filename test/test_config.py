@@ -131,3 +131,11 @@ def test_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="can't be read as text"):
         read_yaml(tmp_path / "a.yaml")
+
+
+def test_a_long_list_of_names_is_cut_and_counted():
+    from ros_vdd.errors import SHOWN, suggest
+
+    said = suggest("n7", [f"n{i}" for i in range(100)])
+    assert f"and {100 - SHOWN} more; did you mean 'n7'?" in said
+    assert said.count(",") == SHOWN - 1

@@ -15,6 +15,7 @@ import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 
 from ros_vdd.envs.metaworld import TASKS, Env
+from ros_vdd.errors import EnvError
 from ros_vdd.streams.spec import load_robot
 
 NOISE_STD, NOISE_MEMORY = 0.2, 0.5  # s [2 mm a step]; c, from one step to the next
@@ -69,4 +70,7 @@ def _one(env: Env, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], int
         arrays = drive(env, int(rng.integers(2**31)), rng)
         if env.success:
             return arrays, attempt
-    raise AssertionError(f"the expert of '{env.task}' failed {ATTEMPTS} times")
+    raise EnvError(
+        f"the scripted expert of '{env.task}' failed {ATTEMPTS} times in a row; expected hardly ever once. Is another version of "
+        "metaworld installed than constraints.txt names?"
+    )

@@ -6,7 +6,8 @@
 
 Half the teacher's evaluations of `consistency`, and labels reach the top in k times fewer hops; but the student can't become
 better than the teacher walking by steps of that size. Source: Luo et al. 2023 (LCM, arXiv 2310.04378), algorithm 1, without
-guidance; here for the variance-exploding process, and for actions, which need no latent space (as in ManiCM, arXiv 2406.01586).
+guidance; here for the variance-exploding process, for levels anywhere on the grid instead of the solver's own alone,
+and for actions, which need no latent space (as in ManiCM, arXiv 2406.01586).
 """
 
 from __future__ import annotations

@@ -70,6 +70,11 @@ class ModeSizes:
         return self.cameras * self.features + self.state
 
     @property
+    def routes_tokens(self) -> bool:
+        """Return whether experts are chosen by what the tokens hold, so that no schedule fixes the choice."""
+        return self.router == "token" and self.experts > 1
+
+    @property
     def hidden(self) -> int:
         """Return the hidden width of an expert."""
         return round(self.expert_ratio * self.width)

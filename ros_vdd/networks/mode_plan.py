@@ -85,7 +85,7 @@ def require_noise_router(network: ModeNetwork) -> None:
     Raises:
         ValueError: it does.
     """
-    if network.sizes.router != "noise" and network.sizes.experts > 1:
+    if network.sizes.routes_tokens:
         raise ValueError(
             "'router' is 'token'; only a router that reads the noise can be resolved ahead of the observation. Evaluate all experts instead"
         )

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     require_place(out)
     robot = load_robot(args.robot)
+    print(f"reading, checking and writing {args.checkpoint} (gigabytes take a minute or more)", flush=True)
     bundle = adopt(Path(args.checkpoint), robot, out, args.steps, args.sigma_min)
     print(_described(bundle))
     return 0

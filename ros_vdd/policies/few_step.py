@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -124,8 +124,7 @@ class FewStepPolicy(DiffusionPolicy):
     @property
     def grid(self) -> list[float]:
         """Return the levels of training, highest first, then 0: `grid + 1` numbers."""
-        sampler = self.config.sampler
-        return type(sampler)(**{**vars(sampler), "steps": self.config.grid}).levels()
+        return replace(self.config.sampler, steps=self.config.grid).levels()
 
     @property
     def stops(self) -> list[int]:

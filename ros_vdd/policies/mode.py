@@ -24,8 +24,8 @@ from ros_vdd.policies.policy import check_heads
 class ModeConfig(DiffusionConfig):
     """Network, sampler and balance of a MoDE policy; the sizes are those of `ModeSizes`.
 
-    `balance_weight` is the weight of the load-balance loss, 1 where all experts are used alike. `dense` is a transformer of the
-    same active size: experts 1, top_k 1, expert_ratio doubled.
+    `balance_weight` is the weight of the load-balance loss, 1 where all experts are used alike. A dense transformer of the same active
+    size has experts 1, top_k 1, and expert_ratio times the top_k it replaces.
     """
 
     n_obs_steps: int = 1

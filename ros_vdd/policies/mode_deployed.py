@@ -31,7 +31,7 @@ class DeployedMode(nn.Module):
         super().__init__()
         self.policy = policy
         how, network = policy.config.sampler, policy.network
-        if network.sizes.router == "token" and network.sizes.experts > 1:
+        if network.sizes.routes_tokens:
             self.sampler: nn.Module = DenseSampler(policy)
         else:
             lean = policy.nfe * active_bytes(policy) > COPIES_LIMIT

@@ -73,6 +73,7 @@ def main(tasks: Mapping[str, Task], about: str, others: Mapping[str, Callable[[P
     parser.add_argument("task", choices=["all", *others, *tasks])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each policy")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first training (default 0)")
     parser.add_argument("--data", help="episode store (default: the one that the configurations name)")
     parser.add_argument("--only", nargs="*", help="names of runs; default all")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to every training's configuration")
@@ -89,7 +90,7 @@ def main(tasks: Mapping[str, Task], about: str, others: Mapping[str, Callable[[P
 
 def compare(task: Task, folder: Path, args: argparse.Namespace) -> str:
     """Do what isn't done yet of a comparison, and return its table."""
-    for seed in range(args.seeds):
+    for seed in range(args.first, args.first + args.seeds):
         for run in task.runs:
             if seed < run.seeds and (not args.only or run.name in args.only):
                 perform(task, run, seed, folder, args.data, args.set)

@@ -4,8 +4,8 @@
 Tasks: ring, ring_turned and obstacle (`benchmarks/toys.py`: an exact teacher, and figures against the true density), ddil, and
 avoiding and pusht_state, where every run is a command that a user could type, printed before it starts. What is finished isn't
 done again, so the command can be stopped and started. A method that isn't there is skipped with a line. `--seeds 1` and
-`--only consistency vdd` do less of it. `ddil` wants `--seeds 6`: pairs of trainings that differ only in where their noised chunks
-come from; `--only K8_0 K8_1` is one of its set-ups. Results: OUT/TASK/results.json, results.md and, but for ddil, results.png.
+`--only consistency vdd` do less of it. `ddil` wants `--seeds 6 --first 1` (seed 0 chose the network): pairs of trainings that differ only in where their noised
+chunks come from; `--only K8_0 K8_1` is one of its set-ups. Results: OUT/TASK/results.json, results.md and, but for ddil, results.png.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def toy(name: str) -> Callable[[Path, argparse.Namespace], str]:
 def finished(jobs: dict[str, Callable[[int], dict]], folder: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
     """Do the jobs that aren't done, one file NAME_SEED.json for each, and return what all seeds found by name."""
     found: dict[str, list[dict]] = {}
-    for seed in range(args.seeds):
+    for seed in range(args.first, args.first + args.seeds):
         for name, job in jobs.items():
             file = folder / f"{name}_{seed}.json"
             if not file.exists() and (not args.only or name in args.only):

@@ -11,6 +11,9 @@ Outputs: "log_prob" `(1,)`, "log_responsibilities" `(1, K)`, "gate_entropy" `(1,
 
 The critic of a few-step student takes the same and "noise" `(1, M, N, H, A)`, for M chunks of its own to compare with.
 Outputs: "energy" `(1,)` of the chunk, "samples" `(1, M)` of its own, in a unit that is another for each observation.
+
+An engine is named `NAME` or `NAME:PRECISION`, for example `tensorrt:fp16`; without a precision it computes in fp32. What an engine
+must build ahead, its module tells in `PRECISIONS`, `identity` and `build`; `load` then finds it in the cache (`_cache.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ import numpy as np
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import EngineError, suggest
 
-
+FP32 = "fp32"
+"""The precision of an engine that is named without one."""
 ENERGY_SAMPLES = 32
 """M, how many chunks of its own a critic compares with: ranks in steps of 3 %."""
 
@@ -44,16 +48,47 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
+def split(name: str) -> tuple[str, str | None]:
+    """Return ("tensorrt", "fp16") of "tensorrt:fp16", and ("eager", None) of "eager".
+
+    Raises:
+        EngineError: the precision is empty, or there are two.
+    """
+    engine, *precision = name.split(":")
+    if precision and (len(precision) > 1 or not engine or not precision[0]):
+        raise EngineError(f"engine '{name}' isn't NAME or NAME:PRECISION, for example onnxruntime or tensorrt:fp16; available: {', '.join(names())}")
+    return engine, precision[0] if precision else None
+
+
+def module(name: str):
+    """Return the module of an engine named `NAME` or `NAME:PRECISION`.
+
+    Raises:
+        EngineError: there is no such engine, it isn't installed, or it can't compute in that precision.
+    """
+    engine, precision = split(name)
+    if "." not in engine and engine not in names():
+        raise EngineError(f"no engine '{engine}'; {suggest(engine, names())}")
+    try:
+        found = importlib.import_module(engine if "." in engine else f"{__name__}.{engine}")
+    except ModuleNotFoundError as error:
+        raise _not_installed(name, error) from error
+    offered = getattr(found, "PRECISIONS", (FP32,))
+    if (precision or FP32) not in offered:
+        raise EngineError(f"engine '{engine}' has no precision '{precision}'; it computes in {', '.join(offered)}")
+    return found
+
+
 def load(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
     """Load a policy folder into an engine.
 
     Args:
         bundle: the verified folder.
-        name: an engine of this folder, or one with dots from outside the package.
+        name: an engine of this folder, or one with dots from outside the package; `NAME:PRECISION` where it has several.
         options: keyword arguments of the engine's `load`.
 
     Raises:
-        EngineError: there is no such engine, it isn't installed, or it refuses the policy.
+        EngineError: there is no such engine or precision, it isn't installed, it refuses the policy, or it must be built first.
     """
     require_commands(bundle)
     return _load(bundle, name, "load", options)
@@ -87,15 +122,19 @@ def load_energy(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
 
 
 def _load(bundle: Bundle, name: str, what: str, options: Mapping) -> Engine:
-    if "." not in name and name not in names():
-        raise EngineError(f"no engine '{name}'; {suggest(name, names())}")
+    found, precision = module(name), split(name)[1]
+    if what == "load" and precision and hasattr(found, "PRECISIONS"):
+        options = {**options, "precision": precision}
+    if not hasattr(found, what):
+        found = module("onnxruntime")
     try:
-        module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
-        if not hasattr(module, what):
-            module = importlib.import_module(f"{__name__}.onnxruntime")
-        return getattr(module, what)(bundle, **options)
+        return getattr(found, what)(bundle, **options)
     except ModuleNotFoundError as error:
-        raise EngineError(f"engine '{name}' needs the module '{error.name}', which isn't installed") from error
+        raise _not_installed(name, error) from error
+
+
+def _not_installed(name: str, error: ModuleNotFoundError) -> EngineError:
+    return EngineError(f"engine '{name}' needs the module '{error.name}', which isn't installed")
 
 
 def require_commands(bundle: Bundle) -> None:

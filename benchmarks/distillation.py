@@ -44,7 +44,7 @@ def distilled(base: str, name: str, method: str, walk: str, *changes: str, teach
 
 def copied(base: str, method: str, walk: str) -> tuple[Run, ...]:
     """Return a student that walks by any number of steps: at one, and its copies at 2 and 4."""
-    made = distilled(base, method, method, walk)
+    made = distilled(base, method, method, walk, "policy.sampler.steps=1")
     return (*made, *(teachers(method, (2, 4)) if made else ()))
 
 

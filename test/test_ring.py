@@ -177,7 +177,7 @@ def test_the_students_of_a_chain_ask_their_teachers_only_where_those_were_traine
 def test_what_is_finished_is_not_done_again(tmp_path, capsys):
     done = []
     jobs = {"a": lambda seed: done.append(seed) or {"rows": [], "seed": seed}, "b": lambda seed: done.append("b") or {}}
-    args = argparse.Namespace(seeds=2, only=["a"])
+    args = argparse.Namespace(first=0, seeds=2, only=["a"])
     for _ in range(2):
         found = distillation.finished(jobs, tmp_path, args)
     assert done == [0, 1] and [one["seed"] for one in found["a"]] == [0, 1] and "b" not in found
@@ -185,7 +185,7 @@ def test_what_is_finished_is_not_done_again(tmp_path, capsys):
 
 def test_a_toys_comparison_writes_table_figures_and_picture(tmp_path, few, monkeypatch):
     monkeypatch.setattr(ring, "floor", lambda toy: (0.047, 0.01))
-    text = distillation.toy("ring")(tmp_path, argparse.Namespace(seeds=2, only=["teacher_1", "teacher_4"]))
+    text = distillation.toy("ring")(tmp_path, argparse.Namespace(first=0, seeds=2, only=["teacher_1", "teacher_4"]))
     assert "| teacher_4 | 4 |" in text and "data against data 0.047" in text
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["seeds"] for row in rows] == [2, 2] and (tmp_path / "results.png").stat().st_size > 1000
@@ -194,7 +194,7 @@ def test_a_toys_comparison_writes_table_figures_and_picture(tmp_path, few, monke
 def test_a_ddil_table_pairs_trainings_of_one_seed(tmp_path, few, monkeypatch):
     real = distillation.pair
     monkeypatch.setattr(distillation, "pair", lambda name, share, seed: real(name, share, seed, **BRIEF))
-    text = distillation.ddil(tmp_path, argparse.Namespace(seeds=2, only=["K4_0", "K4_1"]))
+    text = distillation.ddil(tmp_path, argparse.Namespace(first=0, seeds=2, only=["K4_0", "K4_1"]))
     assert "| K4 | 2 |" in text and "K8" not in text
 
 

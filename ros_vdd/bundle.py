@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy on disk: manifest, weights, graphs and checksums in one folder, verified before anything is read.
 
-    policy.yaml           what it is: robot, shapes, network, training, provenance, scores, export parity
+    policy.yaml           what it is: robot, shapes, network, training, provenance, scores, export parity, calibration
     weights.safetensors   parameters by name
     policy.onnx           the graph that the robot runs (after `ros-vdd export`)
     likelihood.onnx       of a mixture: how likely it holds a chunk to be (likewise)
@@ -51,6 +51,7 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
 
     def __post_init__(self):

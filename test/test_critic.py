@@ -77,6 +77,14 @@ def test_the_rank_is_the_share_of_own_chunks_that_are_less_strange(samples, rank
     assert Energy(2.5, np.array(samples)).rank == rank
 
 
+def test_the_score_counts_robust_standard_deviations_in_any_unit():
+    samples = np.random.default_rng(0).normal(3, 2, 100_000)
+    said = Energy(7.0, samples)
+    assert said.score == pytest.approx(2, rel=0.02)  # scipy.stats.median_abs_deviation(scale="normal") makes it 1 for a normal law
+    assert Energy(5 * 7.0 - 9, 5 * samples - 9).score == pytest.approx(said.score)
+    assert Energy(3.0, np.array([3.0, 3.0])).score == 0 and np.isfinite(Energy(4.0, np.array([3.0, 3.0])).score)
+
+
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     """The folder of an untrained student with a critic, exported; every test reads it only."""

@@ -22,9 +22,7 @@ from ros_vdd.errors import EngineError, PolicyError  # noqa: E402
 from ros_vdd.offline import export as exporting  # noqa: E402
 from ros_vdd.policies import triangular  # noqa: E402
 from ros_vdd.policies.graph import likelihood_to_onnx  # noqa: E402
-from ros_vdd.runtime.chunking import ActionChunk  # noqa: E402
-from ros_vdd.runtime.inference import Prediction  # noqa: E402
-from ros_vdd.runtime.likelihood import FIGURES, LikelihoodRunner, PlanMonitor, remaining  # noqa: E402
+from ros_vdd.runtime.likelihood import LikelihoodRunner  # noqa: E402
 
 HORIZON, ACTIONS, EXPERTS = 4, 2, 2
 RNG = np.random.default_rng(0)
@@ -223,45 +221,6 @@ def test_a_chunk_that_doesnt_fit_is_told(chunk, told, bare):
 def test_a_likelihood_that_isnt_finite_is_refused(bare):
     with pytest.raises(EngineError, match="stand-in.*isn't finite"):
         LikelihoodRunner(bare, Engine(log_prob=-np.inf)).evaluate(OBSERVATION, CHUNK)
-
-
-DT = 100_000_000
-T0 = 5_000_000_000
-
-
-def plan(tick):
-    actions = 10 * tick + np.arange(2 * HORIZON, dtype=np.float32).reshape(HORIZON, 2)
-    return ActionChunk(T0 + round(tick * DT), DT, ("a", "b"), actions)
-
-
-@pytest.mark.parametrize(
-    "ticks, left", [(1, 3), (3, 1), (2.1, 2), (1.9, 2), (0, None), (0.4, None), (4, None), (50, None), (-1, None)]
-)
-def test_what_is_left_of_a_plan_begins_at_the_nearest_tick(ticks, left):
-    rest = remaining(plan(0), T0 + round(ticks * DT))
-    assert rest is None if left is None else rest.tolist() == plan(0).actions[-left:].tolist()
-
-
-def figures(monitor, tick, expert=1):
-    actions = plan(tick).actions
-    return monitor.look(OBSERVATION, plan(tick), Prediction(actions, expert, np.zeros(EXPERTS), 0))
-
-
-def test_each_plan_is_asked_about_the_plan_before(bare):
-    engine = Engine()
-    monitor = PlanMonitor(LikelihoodRunner(bare, engine))
-    assert figures(monitor, 0) == dict(zip(FIGURES, (0.5, pytest.approx(0.3), None)))
-    assert figures(monitor, 2, expert=0) == dict(zip(FIGURES, (0.5, pytest.approx(0.1), -3.0)))
-    assert engine.asked[1]["mask"].tolist() == [[1, 1, 0, 0]]
-    np.testing.assert_array_equal(engine.asked[1]["chunk"][0, :2], plan(0).actions[2:])
-
-
-def test_after_a_gap_or_a_reset_there_is_no_plan_before(bare):
-    monitor = PlanMonitor(LikelihoodRunner(bare, Engine()))
-    figures(monitor, 0)
-    assert figures(monitor, HORIZON)["plan_log_prob"] is None
-    monitor.reset()
-    assert figures(monitor, HORIZON + 1)["plan_log_prob"] is None
 
 
 def test_a_plan_that_no_longer_fits_is_less_likely(exported):

@@ -11,9 +11,9 @@ pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 pytest.importorskip("onnx", reason="the tiny policy is made with onnx")
 
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
-from ros_peers import Peer, start, stop  # noqa: E402
+from ros_peers import Peer, good_joints, start, stop  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
-from tiny_policy import EXPERTS, HORIZON, LOG_GATE, ROBOT, TASKS, actions, write_policy, write_robot  # noqa: E402
+from tiny_policy import EXPERTS, HORIZON, LOG_GATE, ROBOT, TASKS, actions, write_policy, write_robot, write_student  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from ros_vdd.nodes.messages import LATCHED_QOS  # noqa: E402
@@ -112,8 +112,8 @@ def test_a_bad_parameter_is_refused_in_one_clear_error(parameters, words):
     assert status == 1 and words in said and "Traceback" not in said
 
 
-def test_likelihood_is_told_beside_each_plan_and_in_the_diagnostics(tmp_path):
-    process = start("policy_node", "sure", policy=write_policy(tmp_path / "tiny", likelihood=True).path, likelihood=True)
+def test_what_a_mixture_knows_is_told_beside_each_plan_and_in_the_diagnostics(tmp_path):
+    process = start("policy_node", "sure", policy=write_policy(tmp_path / "tiny", likelihood=True).path, monitor=True)
     peer = Peer("sure")
     predictions, diagnostics = peer.hear(String, "policy_node/prediction"), peer.hear(DiagnosticArray, "/diagnostics")
 
@@ -139,8 +139,42 @@ def test_likelihood_is_told_beside_each_plan_and_in_the_diagnostics(tmp_path):
     assert stop(process)[0] == 0
 
 
-def test_likelihood_without_its_graph_says_how_it_is_made(policy):
-    status, said = refused(policy=policy, likelihood=True)
+def test_out_of_distribution_is_warned_of_once_and_told_until_it_is_over(tmp_path):
+    """An arm that is elsewhere at every plan, then one that stands still: a student's plan before suits the second alone."""
+    bound = {"figure": "plan_energy_score", "bound": 5.0, "median": 0.0, "quantile": 0.99, "actions": 2}
+    calibrated = {**bound, "windows": 9, "episodes": 1, "data_sha256": "0"}
+    process = start("policy_node", "strange", policy=write_student(tmp_path / "tiny", calibrated).path, monitor=True)
+    peer = Peer("strange")
+    predictions, diagnostics = peer.hear(String, "policy_node/prediction"), peer.hear(DiagnosticArray, "/diagnostics")
+    ticks = iter(range(peer.now_ns(), peer.now_ns() + 10**14, DT))
+    elsewhere = [0.5]
+
+    def wander():
+        if len(predictions) > len(elsewhere) - 1:
+            elsewhere.append(-elsewhere[-1])
+        peer.publish(next(ticks), joints=good_joints(a=elsewhere[-1]))
+
+    def told(strange):
+        return [p for p in map(json.loads, (p.data for p in predictions)) if p["out_of_distribution"] is strange]
+
+    def warned():
+        return [s for m in diagnostics for s in m.status if "policy_node" in s.name and "out of distribution" in s.message]
+
+    peer.until(lambda: len(told(True)) > 2 and warned(), wander)
+    assert told(True)[0]["plan_energy_rank"] == 1 and told(True)[0]["plan_energy_score"] > 5
+    values = {pair.key: pair.value for pair in warned()[-1].values}
+    assert warned()[-1].level == warned()[-1].WARN and values["out_of_distribution"] == "True"
+    del predictions[:]
+    peer.until(lambda: len(told(False)) > 1, lambda: peer.publish(next(ticks)))
+    assert abs(told(False)[-1]["plan_energy_score"]) < 5 and told(False)[-1]["expert"] is None
+    peer.close()
+    code, said = stop(process)
+    assert code == 0 and said.count("out of distribution: at 3 plans in a row 'plan_energy_score' lay beyond 5") == 1
+    assert said.count("plans are ordinary again") == 1 and said.index("out of distribution") < said.index("ordinary again")
+
+
+def test_a_monitor_without_its_graph_says_how_it_is_made(policy):
+    status, said = refused(policy=policy, monitor=True)
     assert status == 1 and "no 'likelihood.onnx'" in said and "ros-vdd export" in said and "Traceback" not in said
 
 

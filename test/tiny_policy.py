@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from ros_vdd import bundle
+from ros_vdd.backends import ENERGY_SAMPLES
 from ros_vdd.config import dump_yaml
 from ros_vdd.streams.spec import robot_from_mapping
 
@@ -14,6 +15,7 @@ HORIZON, N_ACTION_STEPS, EXPERTS = 8, 4, 2
 # Expert 1 is the likelier one; it moves both joints by 0.01 per period.
 OFFSETS = np.stack([-0.01 * np.arange(HORIZON), 0.01 * np.arange(HORIZON)]).astype(np.float32)
 LOG_GATE = np.log(np.float32([[0.25, 0.75]]))
+OWN_ENERGIES = np.linspace(0, 0.02, ENERGY_SAMPLES, dtype=np.float32)  # median 0.01
 ROBOT = {
     "name": "tiny",
     "rate_hz": 10.0,
@@ -39,13 +41,14 @@ def write_robot(path, **changes):
     return path
 
 
-def write_policy(path, likelihood=False, goal=None):
+def write_policy(path, likelihood=False, goal=None, calibration=None):
     """Write a policy folder whose graph runs, with a likelihood of sorts or a goal of three if asked for; return it opened."""
     manifest = bundle.Manifest(
         name="tiny",
         kind="mixture",
         robot={**ROBOT, "goal": goal},
         network={},
+        calibration=calibration or {},
         n_obs_steps=2,
         horizon=HORIZON,
         n_action_steps=N_ACTION_STEPS,
@@ -55,6 +58,32 @@ def write_policy(path, likelihood=False, goal=None):
     if likelihood:
         files[bundle.LIKELIHOOD] = _likelihood().SerializeToString()
     return bundle.write(path, manifest, files)
+
+
+def write_student(path, calibration=None):
+    """Write the folder of a student that does what the likelier expert does; its critic says how far a chunk is from that."""
+    from onnx import helper
+
+    made = bundle.Manifest(
+        name="tiny_student",
+        kind="few_step",
+        robot=ROBOT,
+        network={"walk": "posterior", "sampler": {"steps": 2}, "critic": {}},
+        calibration=calibration or {},
+        n_obs_steps=2,
+        horizon=HORIZON,
+        n_action_steps=N_ACTION_STEPS,
+    )
+    noise = (2, HORIZON, 2)
+    likelier = {"likelier": np.array(1)}
+    mean = helper.make_node("Gather", ["means", "likelier"], ["actions"], axis=1)
+    graph = _model([*_means(), mean], {"noise": (1, *noise)}, {"actions": (1, HORIZON, 2)}, likelier)
+    constants = {**likelier, "over": np.array([1, 2]), "end": np.array([2]), "own": OWN_ENERGIES[None]}
+    nodes = [*_means(), mean, *_distance("actions", "energy"), helper.make_node("Identity", ["own"], ["samples"])]
+    asked = {"chunk": (1, HORIZON, 2), "mask": (1, HORIZON), "noise": (1, len(OWN_ENERGIES), *noise)}
+    critic = _model(nodes, asked, {"energy": (1,), "samples": OWN_ENERGIES[None].shape}, constants)
+    files = {bundle.GRAPH: graph.SerializeToString(), bundle.CRITIC: critic.SerializeToString(), bundle.WEIGHTS: b""}
+    return bundle.write(path, made, files)
 
 
 def actions(position):
@@ -89,11 +118,7 @@ def _likelihood():
     nodes = [
         *_means(),
         helper.make_node("Gather", ["means", "likelier"], ["mean"], axis=1),
-        helper.make_node("Sub", ["chunk", "mean"], ["off"]),
-        helper.make_node("Mul", ["off", "off"], ["squared"]),
-        helper.make_node("Unsqueeze", ["mask", "end"], ["counts"]),
-        helper.make_node("Mul", ["squared", "counts"], ["counted"]),
-        helper.make_node("ReduceSum", ["counted", "over"], ["distance"], keepdims=0),
+        *_distance("mean", "distance"),
         helper.make_node("Neg", ["distance"], ["log_prob"]),
         helper.make_node("Identity", ["gate"], ["log_responsibilities"]),
         helper.make_node("Identity", ["entropy"], ["gate_entropy"]),
@@ -102,6 +127,19 @@ def _likelihood():
     shape = (1, EXPERTS, HORIZON, 2)
     outputs = {"log_prob": (1,), "log_responsibilities": (1, EXPERTS), "gate_entropy": (1,), "means": shape, "stds": shape}
     return _model(nodes, {"chunk": (1, HORIZON, 2), "mask": (1, HORIZON)}, outputs, constants)
+
+
+def _distance(mean, name):
+    """Return the nodes of the squared distance of the chunk to a mean (1, H, A), over the actions that count."""
+    from onnx import helper
+
+    return [
+        helper.make_node("Sub", ["chunk", mean], ["off"]),
+        helper.make_node("Mul", ["off", "off"], ["squared"]),
+        helper.make_node("Unsqueeze", ["mask", "end"], ["counts"]),
+        helper.make_node("Mul", ["squared", "counts"], ["counted"]),
+        helper.make_node("ReduceSum", ["counted", "over"], [name], keepdims=0),
+    ]
 
 
 def _means(name="means"):

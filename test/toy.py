@@ -154,13 +154,13 @@ def network(kind: str, robot: RobotSpec = BLIND, seed: int = 0, **fields):
     return policy
 
 
-def policy(path: Path, kind: str, robot: RobotSpec = BLIND, seed: int = 0) -> bundle.Bundle:
-    """Write the folder of an untrained policy, and return it opened."""
+def policy(path: Path, kind: str, robot: RobotSpec = BLIND, seed: int = 0, **fields) -> bundle.Bundle:
+    """Write the folder of an untrained policy, whose sizes `fields` change, and return it opened."""
     from safetensors.torch import save
 
     from ros_vdd import policies
 
-    made = network(kind, robot, seed)
+    made = network(kind, robot, seed, **fields)
     return bundle.write(path, policies.manifest(made, f"toy_{kind}"), {bundle.WEIGHTS: save(made.state_dict())})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from ros_vdd.nodes.status import Status
 from ros_vdd.nodes.transport import image_problem
 from ros_vdd.runtime.choice import RULES, ChoiceConfig
 from ros_vdd.runtime.inference import PolicyRunner
-from ros_vdd.runtime.likelihood import FIGURES, LikelihoodRunner, PlanMonitor
+from ros_vdd.runtime.monitor import JUDGEMENT, PATIENCE, PlanMonitor, open_monitor
 from ros_vdd.runtime.observer import Observer
 from ros_vdd.runtime.planning import Plan, Planner
 from ros_vdd.runtime.statistics import Window
@@ -40,13 +40,13 @@ PARAMETERS = (
     Parameter("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
     Parameter("choice", "argmax", "which expert acts; sticky, gumbel and coherent commit", choices=RULES),
-    Parameter("temperature", 1.0, "of choice sample, gumbel or coherent: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
+    Parameter("temperature", 1.0, "of sample, gumbel and coherent: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
     Parameter("sticky_margin", 1.0, "of choice sticky: by how much another expert must lead [nats]", 0.0, 100.0),
     Parameter("sticky_steps", 2, "of choice sticky: at how many plans in a row", 1, 1000),
     Parameter("tolerance", 0.5, "of choice coherent: departure from the plan before, share of half the joint range", 1e-3, 1e3),
     Parameter("seed", 0, "of everything drawn at random in the first episode; each later one adds 1", 0, 2**31 - 1),
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
-    Parameter("likelihood", False, "tell on ~/prediction and /diagnostics how likely a mixture holds its plans to be"),
+    Parameter("monitor", False, "tell on ~/prediction and /diagnostics how sure the policy is; warn once calibrated"),
     Parameter("settle_s", 0.02, "how long a plan waits for streams that have brought nothing from its tick yet", 0.0, 1.0),
     Parameter("equal_stamps", False, "lock-step: use only ticks at which every stream has the same stamp"),
 )
@@ -65,11 +65,13 @@ class PolicyNode(Node):
         bundle, self._robot = _open_policy(parameters.policy, parameters.robot)
         goal = _parse_goal(parameters.goal, self._robot)
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
-        choice = ChoiceConfig(*(getattr(parameters, name) for name in ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance")))
+        rule = ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance")
+        choice = ChoiceConfig(*(getattr(parameters, name) for name in rule))
         runner = PolicyRunner(bundle, backends.load(bundle, parameters.backend), choice, parameters.seed)
         runner.warm_up(_blank(bundle))
-        self._monitor = _open_monitor(bundle, parameters.backend) if parameters.likelihood else None
-        self._figures: dict[str, Any] = dict.fromkeys(FIGURES)
+        self._monitor = _open_monitor(bundle, parameters.backend) if parameters.monitor else None
+        self._figures: dict[str, Any] = dict.fromkeys(self._monitor.keys if self._monitor else ())
+        self._strange: str | None = None  # the warning that is in force
         self._chunks, self._expert = 0, None
         self._latency_ms, self._compute_ms = Window(), Window()
         self._status = Status(self, "policy", self._robot.name)
@@ -146,19 +148,26 @@ class PolicyNode(Node):
         publish(self, self._prediction_publisher, json_message(content))
 
     def _look(self, plan: Plan) -> None:
-        """Ask how likely the plan is; what goes wrong there is told and empties the figures, but never costs a plan."""
+        """Ask how sure the policy is; what goes wrong there is told and empties the figures, but never costs a plan."""
         if self._monitor is None:
             return
         try:
             self._figures = self._monitor.look(plan.observation, plan.chunk, plan.prediction)
         except EngineError as error:
-            self._figures = dict.fromkeys(FIGURES)
-            self.get_logger().warning(f"the likelihood of a plan can't be told: {error}", throttle_duration_sec=10.0)
+            self._figures = dict.fromkeys(self._monitor.keys)
+            self.get_logger().warning(f"the monitor can't judge a plan: {error}", throttle_duration_sec=10.0)
+            return
+        before, self._strange = self._strange, _warning(self._monitor, self._figures)
+        if self._strange and not before:
+            self.get_logger().warning(self._strange)
+        elif before and not self._strange:
+            self.get_logger().info("plans are ordinary again")
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._planner.reset()
         if self._monitor is not None:
             self._monitor.reset()
+            self._strange = None
         response.success, response.message = True, "history and expert forgotten, next seed"
         return response
 
@@ -185,7 +194,7 @@ class PolicyNode(Node):
         values["chunks_clamped"] = self._planner.gate.clamped
         if self._monitor is not None:
             values |= {"expert": self._expert, **self._figures}
-        self._status.diagnose(values)
+        self._status.diagnose(values, self._strange)
 
 
 def _open_policy(policy: str, robot: str) -> tuple[Bundle, RobotSpec]:
@@ -225,10 +234,21 @@ def _blank(bundle: Bundle) -> dict[str, np.ndarray]:
 
 
 def _open_monitor(bundle: Bundle, backend: str) -> PlanMonitor:
-    """Return the monitor of a mixture, run once so that its first figures don't keep a plan waiting."""
-    runner = LikelihoodRunner(bundle, backends.load_likelihood(bundle, backend))
-    runner.evaluate(_blank(bundle), np.zeros((1, bundle.robot.action_size)))
-    return PlanMonitor(runner)
+    """Return the monitor of a policy, run once so that its first figures don't keep a plan waiting."""
+    monitor = open_monitor(bundle, backend)
+    monitor.score(_blank(bundle), np.zeros((1, bundle.robot.action_size)))
+    return monitor
+
+
+def _warning(monitor: PlanMonitor, figures: Mapping[str, Any]) -> str | None:
+    """Return what to warn of, or None while plans are ordinary or there is no calibration."""
+    if not figures[JUDGEMENT]:
+        return None
+    bound, share = monitor.calibration.bound, monitor.calibration.quantile
+    return (
+        f"out of distribution: at {PATIENCE} plans in a row '{monitor.SCORE}' lay beyond {bound:.4g}, as for less than "
+        f"{1 - share:.2g} of the demonstrations; what is seen makes the plan that is being executed unlikely"
+    )
 
 
 def _replan_steps(asked: int, bundle: Bundle) -> int:

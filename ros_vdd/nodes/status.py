@@ -50,9 +50,9 @@ class Status:
         else:
             self._node.get_logger().warning(self._problem)
 
-    def diagnose(self, values: Mapping[str, Any]) -> None:
-        """Publish the state with figures beside it."""
+    def diagnose(self, values: Mapping[str, Any], warning: str | None = None) -> None:
+        """Publish the state with figures beside it; a warning is told where there is no problem."""
         stamp_ns = self._node.get_clock().now().nanoseconds
         self._diagnostics.publish(
-            diagnostics_message(self._node.get_name(), self._task, self._robot, stamp_ns, self._problem, values)
+            diagnostics_message(self._node.get_name(), self._task, self._robot, stamp_ns, self._problem or warning, values)
         )

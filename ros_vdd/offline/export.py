@@ -137,7 +137,7 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
 
 
 def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) -> Bundle:
-    """Return a copy of a folder whose sampler has other steps or another solver; its scores stay behind.
+    """Return a copy of a folder whose sampler has other steps or another solver; its scores and its calibration stay behind.
 
     Raises:
         PolicyError: the policy has no sampler, or weights for each of its steps.
@@ -155,7 +155,7 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) 
     if given:
         network["sampler"] = {**network["sampler"], **given}
         build(policies.KINDS[bundle.kind][1], network)  # refused before anything is written
-    changed = replace(bundle.manifest, network=network, scores={}, export={})
+    changed = replace(bundle.manifest, network=network, scores={}, export={}, calibration={})
     copy = write(out, changed, {WEIGHTS: bundle.file(WEIGHTS)})
     return amend(copy, nfe=policies.load(copy).nfe) if given else copy
 

@@ -51,7 +51,7 @@ def show_policy(content: dict[str, Any]) -> str:
         f"action {', '.join(content['actions'])}: {content['horizon']} ahead, {content['n_action_steps']} executed",
         *(f"file {name}, {size} bytes, checksum verified" for name, size in content["files"].items() if name != SUMS),
     ]
-    for section in ("scores", "export", "provenance"):
+    for section in ("scores", "calibration", "export", "provenance"):
         lines += [f"{section}.{key}: {_value(value)}" for key, value in content[section].items()]
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from ros_vdd.runtime.inference import checked_input, padded_chunk
 
 
 class Energy(NamedTuple):
-    """What a critic says of a chunk; only `rank` can be compared between observations."""
+    """What a critic says of a chunk; only `rank` and `score` can be compared between observations."""
 
     energy: float
     """E(o, a), in a unit of its own that is another for each observation."""
@@ -24,13 +24,27 @@ class Energy(NamedTuple):
 
     @property
     def rank(self) -> float:
-        """Return the share of the student's own chunks whose energy is lower: near 1 for what it would hardly do; ties count half."""
+        """Return the share of the student's own chunks whose energy is lower: near 1 for what it would hardly do.
+
+        Ties count half.
+        """
         return float((self.samples < self.energy).mean() + 0.5 * (self.samples == self.energy).mean())
 
     @property
     def excess(self) -> float:
         """Return E(o, a) less the median of the student's own chunks."""
         return float(self.energy - np.median(self.samples))
+
+    @property
+    def score(self) -> float:
+        """Return the excess in robust standard deviations of the student's own chunks, 1.4826 median |E - median|.
+
+        As comparable between observations as the rank, but it goes on where all own chunks are less strange. Where those are all
+        alike, float32 resolves no less than a millionth. Source: Iglewicz & Hoaglin 1993, the modified z-score.
+        """
+        median = np.median(self.samples)
+        spread = 1.4826 * np.median(np.abs(self.samples - median))
+        return float((self.energy - median) / max(spread, 1e-6 * max(1.0, abs(median))))
 
 
 class EnergyRunner:

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+import tempfile
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 
 from ros_vdd import bundle
+from ros_vdd.config import dump_yaml
 from ros_vdd.data.episodes import EpisodeStore, EpisodeWriter
 from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
 
@@ -89,8 +94,61 @@ def store(
     return EpisodeStore(root)
 
 
-FEW_STEPS = {"progressive": {"walk": "euler"}, "ctm": {"walk": "jump"}, "dxmi": {"walk": "posterior", "critic": {"width": 16, "depth": 1}}}
+FEW_STEPS = {
+    "progressive": {"walk": "euler"},
+    "ctm": {"walk": "jump"},
+    "dxmi": {"walk": "posterior", "critic": {"width": 16, "depth": 1}},
+    "dxdp": {"walk": "posterior"},
+}
 """The walk that a method trains, where it isn't the default."""
+
+
+class Arm:
+    """A task for BLIND: follow what is told half of the way a tick, and come near a point, within seven ticks."""
+
+    max_steps, modes = 7, None
+
+    @property
+    def robot(self) -> str:
+        return _robot_file()
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        self._state = np.random.default_rng(seed).uniform(-0.5, 0.5, 2)
+        self._steps, self.score = 0, self._closeness()
+        return self._observe()
+
+    def step(self, action: np.ndarray) -> dict[str, np.ndarray]:
+        self._state = self._state + 0.5 * (np.clip(action, -3, 3) - self._state)
+        self._steps, self.score = self._steps + 1, max(self.score, self._closeness())
+        return self._observe()
+
+    @property
+    def success(self) -> bool:
+        return self.score > 0.95
+
+    @property
+    def done(self) -> bool:
+        return self.success or self._steps >= self.max_steps
+
+    def _closeness(self) -> float:
+        return float(np.exp(-np.square(self._state - [0.6, 0.9]).sum()))
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return {"state": self._state.astype(np.float32)}
+
+
+ARM = "toy.arm"
+"""The name by which `envs.make` finds the task."""
+sys.modules[ARM] = types.SimpleNamespace(Env=Arm)
+PLAYED = {"dxdp": {"rollouts": {"env": ARM, "every": 2, "episodes": 3}}}
+"""What a method plays that learns from episodes."""
+
+
+@functools.cache
+def _robot_file() -> str:
+    path = Path(tempfile.mkdtemp()) / "toy.yaml"
+    path.write_text(dump_yaml(BLIND), encoding="utf-8")
+    return str(path)
 
 
 def config(method: str, kind: str, data: Path, loop: dict | None = None, **fields) -> dict:
@@ -111,6 +169,7 @@ def config(method: str, kind: str, data: Path, loop: dict | None = None, **field
         "options": OPTIONS.get(method, {}),
         "loop": {"steps": 6, **few, **(loop or {})},
         "validation_fraction": 0.25,
+        **PLAYED.get(method, {}),
         **fields,
     }
 

@@ -13,7 +13,7 @@ import toy  # noqa: E402
 from ros_vdd import backends, policies  # noqa: E402
 from ros_vdd.bundle import WEIGHTS, write  # noqa: E402
 from ros_vdd.config import build  # noqa: E402
-from ros_vdd.errors import EngineError, PolicyError  # noqa: E402
+from ros_vdd.errors import ConfigError, EngineError, PolicyError  # noqa: E402
 from ros_vdd.networks.critic import Critic  # noqa: E402
 from ros_vdd.runtime.energy import Energy, EnergyRunner  # noqa: E402
 
@@ -72,7 +72,9 @@ def test_states_of_every_level_come_in_at_the_same_scale():
         torch.testing.assert_close(one, x)
 
 
-@pytest.mark.parametrize("samples, rank", [([1, 2, 3, 4], 0.5), ([3, 4, 5, 6], 0.0), ([0, 1, 2, 2.4], 1.0), ([2.5, 2.5, 0, 9], 0.5)])
+@pytest.mark.parametrize(
+    "samples, rank", [([1, 2, 3, 4], 0.5), ([3, 4, 5, 6], 0.0), ([0, 1, 2, 2.4], 1.0), ([2.5, 2.5, 0, 9], 0.5)]
+)
 def test_the_rank_is_the_share_of_own_chunks_that_are_less_strange(samples, rank):
     assert Energy(2.5, np.array(samples)).rank == rank
 
@@ -80,7 +82,7 @@ def test_the_rank_is_the_share_of_own_chunks_that_are_less_strange(samples, rank
 def test_the_score_counts_robust_standard_deviations_in_any_unit():
     samples = np.random.default_rng(0).normal(3, 2, 100_000)
     said = Energy(7.0, samples)
-    assert said.score == pytest.approx(2, rel=0.02)  # scipy.stats.median_abs_deviation(scale="normal") makes it 1 for a normal law
+    assert said.score == pytest.approx(2, rel=0.02)  # of a normal law they are its standard deviations
     assert Energy(5 * 7.0 - 9, 5 * samples - 9).score == pytest.approx(said.score)
     assert Energy(3.0, np.array([3.0, 3.0])).score == 0 and np.isfinite(Energy(4.0, np.array([3.0, 3.0])).score)
 
@@ -168,3 +170,96 @@ def test_a_student_with_weights_for_each_step_keeps_its_steps(tmp_path):
 
     with pytest.raises(PolicyError, match="was trained for its 2 steps and has weights for each; leave --steps out"):
         resampled(folder(tmp_path / "bare"), tmp_path / "out", 1, None)
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_the_slope_is_what_autograd_says(step):
+    """In float64, with padding, at every level, through norms, SiLUs and conditions."""
+    network, (x, condition, mask) = critic().double(), [value.double() for value in inputs()]
+    mask[:2, 4:] = 0
+    steps, x = torch.full((5,), step), (3 * x).requires_grad_()
+    (expected,) = torch.autograd.grad(network(x, steps, condition, mask).sum(), x)
+    with torch.no_grad():
+        torch.testing.assert_close(network.slope(x, steps, condition, mask), expected, rtol=1e-10, atol=1e-12)
+    assert expected.abs().min(dim=1).values[2:].min() > 0 and not expected[:2, 4:].any()
+
+
+def bowl(centre):
+    """Return a slope, and the energy that it is of: a quadratic bowl at every step."""
+    return lambda x, step, *_: x - centre, lambda x, *_: 0.5 * (x - centre).square().sum(dim=1)
+
+
+def guided(guidance, sigma_data=100.0):
+    """Return a student whose clean estimate is nearly the state itself, so that what moves a state moves the chunk."""
+    fields = {**toy.NETWORKS["few_step"], **toy.FEW_STEPS["dxmi"], "guidance": guidance, "sigma_data": sigma_data}
+    fields["sampler"] = {"steps": 3, "sigma_max": 0.5, "clip": False}
+    torch.manual_seed(0)
+    make, configuration = policies.KINDS["few_step"]
+    return make(toy.BLIND, build(configuration, fields)).eval()
+
+
+def test_guidance_lowers_the_energy_of_samples_the_more_the_further():
+    context, noise = torch.zeros(500, 4), torch.randn(500, 3, 4, 2, generator=torch.Generator().manual_seed(1))
+    slope, energy = bowl(0.5)
+    energies = []
+    for guidance in (0.0, 0.5, 1.0):
+        policy = guided(guidance)
+        policy.critic.slope = slope
+        with torch.no_grad():
+            energies.append(energy(policy.sample(context, noise)).mean().item())
+    assert energies[0] > 1.1 * energies[1] > 1.1 * 1.1 * energies[2]
+
+
+def test_guidance_moves_each_noised_state_by_sigma_times_the_slope():
+    policy, context = guided(0.7), torch.zeros(6, 4)
+    noise = torch.randn(6, 3, 4, 2, generator=torch.Generator().manual_seed(1))
+    asked = []
+
+    def slope(x, step, condition, mask):
+        asked.append((step[0].item(), mask.mean().item()))
+        return torch.ones_like(x)
+
+    policy.critic.slope = slope
+    with torch.no_grad():
+        plain, moved = policy.walk(context, noise)[0], policy.walk(context, noise, 0.7)[0]
+    torch.testing.assert_close(moved[0], plain[0])
+    torch.testing.assert_close(moved[1], plain[1] - 0.7 * policy.log_sigma[0].exp())
+    assert asked == [(1, 1.0), (2, 1.0)]  # where noise is added; the chunk itself isn't moved
+
+
+def test_guidance_follows_the_critics_own_value_downhill():
+    """A trained-like critic instead of a bowl: what is guided by little ends lower in V at the first state that is moved."""
+    torch.manual_seed(3)
+    policy = toy.network("few_step", **toy.FEW_STEPS["dxmi"])
+    context, noise = torch.randn(200, 4), torch.randn(200, 2, 4, 2)
+    with torch.no_grad():
+        plain, moved = (policy.walk(context, noise, g)[0][1] for g in (0.0, 0.1))
+        value = lambda x: policy.critic(x, torch.ones(200).long(), context, torch.ones_like(x))  # noqa: E731
+        assert (value(moved) <= value(plain)).float().mean() > 0.99 and value(moved).mean() < value(plain).mean()
+
+
+def test_a_guided_student_exports_and_differs(tmp_path, student):
+    from ros_vdd.offline.export import export, resampled
+
+    made = export(resampled(student, tmp_path / "guided", None, None, 2.0), draws=5)
+    assert made.manifest.network["guidance"] == 2.0 and made.manifest.export["parity_max_normalised"] < 1e-4
+    inputs = backends.random_inputs(made, np.random.default_rng(0))
+    plain, *guided = (
+        backends.load(bundle, name).run(inputs)["actions"]
+        for bundle, name in ((student, "onnxruntime"), (made, "onnxruntime"), (made, "eager"))
+    )
+    np.testing.assert_allclose(*guided, atol=1e-5)
+    assert np.abs(plain - guided[0]).max() > 1e-3
+
+
+def test_guidance_without_meaning_is_refused(tmp_path):
+    from ros_vdd.offline.export import resampled
+    from ros_vdd.policies.few_step import FewStepConfig
+
+    for wrong in ({"guidance": 0.1}, {"guidance": 0.1, "walk": "posterior", "sampler": {"steps": 2}}):
+        with pytest.raises(ConfigError, match="only a student that walks by 'posterior' and has a critic is guided by it"):
+            build(FewStepConfig, wrong)
+    with pytest.raises(ConfigError, match="'guidance' is -1.0; expected at least 0"):
+        build(FewStepConfig, {"guidance": -1.0})
+    with pytest.raises(PolicyError, match="mixture policy without a critic to guide it; leave --guidance out"):
+        resampled(toy.policy(tmp_path / "mixture", "mixture"), tmp_path / "out", None, None, 0.1)

@@ -5,9 +5,10 @@
     jump      x = G(x, s_i -> s_{i+1}), at the end the clean estimate
     posterior x = a + (s_{i+1}/s_i)^2 (x - a) + sigma_i n_{i+1},   a = f(x, s_i), at the end a
 
-Source: Song et al. 2023 (consistency models, arXiv 2303.01469), algorithm 1; Kim et al. 2024 (CTM, arXiv 2310.02279), algorithm 3 with
-gamma 0; Ho et al. 2020 (DDPM, arXiv 2006.11239), equation 7, here for the variance-exploding process. Euler's rule is in
-`ros_vdd.diffusion.sampling`.
+Source: Song et al. 2023 (consistency models, arXiv 2303.01469), algorithm 1; Kim et al. 2024 (CTM, arXiv 2310.02279), algorithm 3
+with gamma 0; Ho et al. 2020 (DDPM, arXiv 2006.11239), equation 7, here for the variance-exploding process; guidance by a value:
+Yoon et al. 2024 (DxMI, arXiv 2407.00626), whose code adds the slope and so goes downhill for negative scales only. Euler's rule
+is in `ros_vdd.diffusion.sampling`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from ros_vdd.diffusion.sampling import Denoise, reflected, rows
 
 Jump = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x (B, D), sigma (B,), stop (B,)) -> (B, D)
+Slope = Callable[[Tensor, int], Tensor]  # (x (B, D), number of the level that it is at) -> dV/dx (B, D)
 
 
 def euler(denoise: Denoise, noise: Tensor, sigmas: Sequence[float], bound: float | None = None) -> tuple[list[Tensor], Tensor]:
@@ -57,17 +59,27 @@ def jump(
 
 
 def posterior(
-    denoise: Denoise, noise: Tensor, sigmas: Sequence[float], stds: Tensor, bound: float | None = None
+    denoise: Denoise,
+    noise: Tensor,
+    sigmas: Sequence[float],
+    stds: Tensor,
+    bound: float | None = None,
+    slope: Slope | None = None,
+    guidance: float = 0.0,
 ) -> tuple[list[Tensor], Tensor]:
     """Return the states `(B, D)` and the chunk `(B, D)`, from unit noise `(B, N, D)`: a Gaussian policy of N steps.
 
-    stds `(N - 1,)` are those of its steps; the last step adds no noise.
+    stds `(N - 1,)` are those of its steps; the last step adds no noise. With a `slope` every noised state x_{i+1} is moved by
+    -guidance sigma_i dV/dx, downhill.
     """
     states = [noise[:, 0] * sigmas[0]]
     for i, (now, then) in enumerate(zip(sigmas[:-1], sigmas[1:])):
         x = states[-1]
         mean = posterior_mean(x, reflected(denoise(x, rows(x, now)), bound), rows(x, then / now))
-        states.append(mean + stds[i] * noise[:, i + 1] if then else mean)
+        following = mean + stds[i] * noise[:, i + 1] if then else mean
+        if then and slope is not None:
+            following = following - guidance * stds[i] * slope(following, i + 1)
+        states.append(following)
     return states[:-1], states[-1]
 
 

@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", help="policy folder")
     parser.add_argument("--steps", type=int, help="diffusion policy: solver steps, instead of the configured ones; needs --out")
     parser.add_argument("--solver", choices=("euler", "heun"), help="diffusion policy: solver; needs --out")
+    parser.add_argument("--guidance", type=float, help="student with a critic: how far it goes down the energy, 0 off; needs --out")
     parser.add_argument("--out", help="write to this folder and leave POLICY as it is")
-    parser.add_argument("--single-step", action="store_true", help="MoDE policy: also condition.onnx and step.onnx, for any schedule")
+    parser.add_argument("--single-step", action="store_true", help="MoDE policy: also the graphs of one step, for any schedule")
     parser.add_argument("--draws", type=int, default=DRAWS, help=f"random observations of the parity check (default {DRAWS})")
 
 
@@ -42,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     bundle = Bundle.open(find("models", args.policy))
     backends.require_commands(bundle)
     if args.out:
-        bundle = resampled(bundle, Path(args.out), args.steps, args.solver)
-    elif args.steps or args.solver:
-        raise PolicyError("--steps and --solver change what the policy computes; give --out FOLDER for the result")
+        bundle = resampled(bundle, Path(args.out), args.steps, args.solver, args.guidance)
+    elif args.steps or args.solver or args.guidance is not None:
+        raise PolicyError("--steps, --solver and --guidance change what the policy computes; give --out FOLDER for the result")
     bundle = export(bundle, args.draws, args.single_step)
     said = bundle.manifest.export
     print(f"{bundle.path / GRAPH}: opset {said['opset']}, {(bundle.path / GRAPH).stat().st_size / 1e6:.1f} MB")
@@ -126,8 +127,8 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
         )
     if not stepped <= TOLERANCE:
         raise EngineError(
-            f"the single step of '{bundle.path}' differs from PyTorch by {stepped:.2e} of the action range; at most {TOLERANCE:.2g} is "
-            "accepted. Nothing was written; report this with the policy's configuration"
+            f"the single step of '{bundle.path}' differs from PyTorch by {stepped:.2e} of the action range; at most {TOLERANCE:.2g} "
+            "is accepted. Nothing was written; report this with the policy's configuration"
         )
     described |= {"parity_max_abs": float(f"{absolute:.3g}"), "parity_max_normalised": float(f"{normalised:.3g}")}
     described |= {"parity_likelihood": float(f"{likelihood:.3g}")} if bundle.kind == "mixture" else {}
@@ -136,8 +137,8 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
     return amend(bundle, graphs, export=described)
 
 
-def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) -> Bundle:
-    """Return a copy of a folder whose sampler has other steps or another solver; its scores and its calibration stay behind.
+def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None, guidance: float | None = None) -> Bundle:
+    """Return a copy of a folder with other steps, another solver or other guidance; its scores and its calibration stay behind.
 
     Raises:
         PolicyError: the policy has no sampler, or weights for each of its steps.
@@ -146,6 +147,8 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) 
     from ros_vdd import policies
 
     given = {k: v for k, v in (("steps", steps), ("solver", solver)) if v}
+    if guidance is not None and not bundle.has_critic:
+        raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy without a critic to guide it; leave --guidance out")
     if given and bundle.kind not in SAMPLED:
         raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which has no sampler; leave --steps and --solver out")
     network = dict(bundle.manifest.network)
@@ -155,6 +158,9 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None) 
     if given:
         network["sampler"] = {**network["sampler"], **given}
         build(policies.KINDS[bundle.kind][1], network)  # refused before anything is written
+    if guidance is not None:
+        network["guidance"] = guidance
+        build(policies.KINDS[bundle.kind][1], network)
     changed = replace(bundle.manifest, network=network, scores={}, export={}, calibration={})
     copy = write(out, changed, {WEIGHTS: bundle.file(WEIGHTS)})
     return amend(copy, nfe=policies.load(copy).nfe) if given else copy

@@ -58,7 +58,8 @@ class FewStepConfig(DiffusionConfig):
     `grid`: how many levels training divides the range into; `sampler.steps` of them, equally far apart on the grid, are walked.
     `boundary`: a renoising student is the identity at `sampler.sigma_min`, as a consistency function must be.
     `sigma_bound`: the noise of a posterior walk's step stays within this factor of the diffusion's own; 1 keeps it.
-    `critic`: its network's sizes, of a student that is trained with one.
+    `critic`: its network's sizes, of a student that is trained with one. `guidance`: how far each noised state of a posterior
+    walk goes down the critic's value, per unit of the step's noise; a trained student's choice, training never walks by it.
     """
 
     walk: Literal["euler", "renoise", "jump", "posterior"] = "renoise"
@@ -67,17 +68,26 @@ class FewStepConfig(DiffusionConfig):
     sampler: SamplerConfig = SamplerConfig(steps=1)
     sigma_bound: float = 3.0
     critic: CriticConfig | None = None
+    guidance: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         if self.process != "ve" or self.sampler.solver != "euler":
             raise ConfigError(
-                f"'process' is '{self.process}', 'sampler.solver' '{self.sampler.solver}'; a few-step policy walks by 've' and 'euler'"
+                f"'process' is '{self.process}', 'sampler.solver' '{self.sampler.solver}'; a few-step policy walks by 've' and "
+                "'euler'"
             )
         if not self.sampler.steps <= self.grid:
             raise ConfigError(f"'sampler.steps' is {self.sampler.steps}; expected at most 'grid' {self.grid}")
         if self.walk == "posterior" and self.sampler.steps < 2:
             raise ConfigError("'sampler.steps' is 1; expected at least 2: the last step of a 'walk' by 'posterior' adds no noise")
+        if not 0 <= self.guidance < math.inf:
+            raise ConfigError(f"'guidance' is {self.guidance}; expected at least 0 (off); above, energies are lowered")
+        if self.guidance and (self.walk != "posterior" or self.critic is None):
+            raise ConfigError(
+                f"'guidance' is {self.guidance}, 'walk' '{self.walk}', 'critic' {'there' if self.critic else 'missing'}; only a "
+                "student that walks by 'posterior' and has a critic is guided by it"
+            )
         if not self.sigma_bound >= 1:
             raise ConfigError(f"'sigma_bound' is {self.sigma_bound}; expected at least 1, which leaves the steps no freedom")
 
@@ -148,12 +158,13 @@ class FewStepPolicy(DiffusionPolicy):
         count = self.config.sampler.steps if self.config.walk in RENOISED else 1
         return count, self.config.horizon, self.robot.action_size
 
-    def walk(self, context: Tensor, noise: Tensor) -> tuple[list[Tensor], Tensor]:
+    def walk(self, context: Tensor, noise: Tensor, guidance: float = 0.0) -> tuple[list[Tensor], Tensor]:
         """Return the state `(B, D)` at each of `stops`, and the chunk `(B, D)`.
 
         Args:
             context: (B, C), from `context`.
             noise: (B, *noise_shape) or (B, N, D), unit.
+            guidance: of a posterior walk by the critic.
         """
         config, sigmas = self.config, self.levels_walked
         noise, bound = noise.flatten(2), 1.0 if config.sampler.clip else None
@@ -163,13 +174,21 @@ class FewStepPolicy(DiffusionPolicy):
         if config.walk == "renoise":
             return walks.renoise(ask, noise, sigmas, config.sampler.sigma_min, bound)
         if config.walk == "posterior":
-            return walks.posterior(ask, noise, sigmas, self.bounded(self.log_sigma).exp(), bound)
+            downhill = self._slope(context) if guidance else None
+            return walks.posterior(ask, noise, sigmas, self.bounded(self.log_sigma).exp(), bound, downhill, guidance)
         leap = lambda x, sigma, stop: self.denoiser.jump(x, sigma, stop, context)  # noqa: E731
         return walks.jump(leap, noise, sigmas, config.sampler.sigma_min, bound)
 
+    def _slope(self, context: Tensor) -> walks.Slope:
+        counts = torch.ones_like(context[:, :1]).expand(-1, self.chunk_size)
+        return lambda x, step: self.critic.slope(x, torch.full_like(x[:, 0], step, dtype=torch.long), context, counts)
+
     def sample(self, context: Tensor, noise: Tensor, sampler: SamplerConfig | None = None) -> Tensor:
-        """Return a normalised flat chunk `(B, D)` from unit noise `(B, *noise_shape)`, by its own walk whatever `sampler` says."""
-        return self.walk(context, noise)[1]
+        """Return a normalised flat chunk `(B, D)` from unit noise `(B, *noise_shape)`.
+
+        By its own walk whatever `sampler` says, with its `guidance`.
+        """
+        return self.walk(context, noise, self.config.guidance)[1]
 
     def generate(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Return a normalised flat chunk `(B, D)` from an observation and unit noise `(B, *noise_shape)`."""

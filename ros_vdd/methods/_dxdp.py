@@ -33,6 +33,8 @@ from ros_vdd.policies.few_step import FewStepPolicy
 
 Value = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (x (B, D), step (B,), context (B, C), mask (B, D)) -> (B,)
 
+Tether = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (clean estimate (B, D), x (B, D), level (B,), context (B, C)) -> (B,)
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -140,8 +142,8 @@ class DynamicProgram:
         index = torch.full_like(walked.mask[:, 0], t, dtype=torch.long)
         return (self.value(walked.states[t], index, walked.context, walked.mask) - self.target(walked, t)).square()
 
-    def step_loss(self, walked: Walked, draws: Draws) -> Tensor:
-        """Return E[V(x_{t+1}, t+1) + c_t], a random step of each walk taken anew; the gradient of ln sigma is left in its `grad`."""
+    def step_loss(self, walked: Walked, draws: Draws, tether: Tether | None = None) -> Tensor:
+        """Return E[V(x_{t+1}, t+1) + c_t + tether], a random step of each walk taken anew; the gradient of ln sigma is left in its `grad`."""
         policy, context = self.policy, walked.context
         index = draws.integers(self.steps, (len(context),))
         noise = draws.normal(tuple(walked.mask.shape))
@@ -153,8 +155,10 @@ class DynamicProgram:
             stds = torch.cat([log_sigma.exp(), leaf.new_zeros(1)])[index]
             clean = boxed(policy.denoiser(x, levels[index], context), 1.0 if policy.config.sampler.clip else None)
             following = posterior_mean(x, clean, levels[index + 1] / levels[index]) + stds[:, None] * noise
-            ahead = self.value(following, index + 1, context, walked.mask)
-            loss = (ahead + self.cost(x, following, index, walked.mask, log_sigma)).mean()
+            total = self.value(following, index + 1, context, walked.mask) + self.cost(x, following, index, walked.mask, log_sigma)
+            if tether is not None:
+                total = total + tether(clean, x, levels[index], context)
+            loss = total.mean()
             (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
         policy.log_sigma.grad = draws.process_mean(gradient)
         return loss

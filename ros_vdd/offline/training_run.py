@@ -23,10 +23,12 @@ from ros_vdd.offline.training_data import training_data, validation_data
 from ros_vdd.policies import transfer
 from ros_vdd.policies.policy import Policy
 from ros_vdd.resources import find
+from ros_vdd.training.collection import Collection, Experience, Practice
 from ros_vdd.training.compute import compile_networks
 from ros_vdd.training.config import TrainConfig
 from ros_vdd.training.distributed import Group, join
 from ros_vdd.training.loop import Loop
+from ros_vdd.training.rollouts import require_env
 
 
 def read_config(name: str, overrides: Sequence[str]) -> TrainConfig:
@@ -45,10 +47,13 @@ class TrainingRun:
         self.options = build(self.module.Options, config.options, "options")
         self.store = EpisodeStore(config.data)
         self.teacher_bundle = self._teacher()
+        self._require_playable()
 
     def run(self) -> Bundle | None:
         """Train (or continue a killed training) and write the policy folder; of several processes only the first returns it."""
         with join(self.config.loop) as group:
+            if group.world > 1 and (self.config.collect or self.config.rollouts):
+                raise ConfigError(f"'collect' and 'rollouts' play in one process, and there are {group.world}; start it without torchrun")
             self.progress = self.progress and group.first
             bundle = self._train(group)
             group.wait()
@@ -67,7 +72,8 @@ class TrainingRun:
             compile_networks(policy, teacher)
         method = self.module.Method(self.options, policy, teacher)
         state = self.out.with_name(f"{self.out.name}.training")
-        loop = Loop(method, data, held, self.config.loop, self.config.seed, state, self._identity(), group)
+        experience = self._experience(method, policy, teacher)
+        loop = Loop(method, data, held, self.config.loop, self.config.seed, state, self._identity(), group, experience)
         began = time.monotonic()
         trained = sum(p.numel() for p in loop.trained)
         sizes = f"{trained:,} trained parameters, {len(data):,} samples, {_described(group)}"
@@ -98,6 +104,25 @@ class TrainingRun:
             )
         self._agree(bundle, "teacher")
         return bundle
+
+    def _require_playable(self) -> None:
+        """Refuse episodes that the method has no use for, or can't be played, and a method that lacks them."""
+        config, plays = self.config, getattr(self.module, "NEEDS_ENV", False)
+        if plays and not config.rollouts:
+            raise ConfigError(f"method '{config.method}' learns from episodes; write which: rollouts: {{env: avoiding, every: 100, episodes: 64}}")
+        if config.rollouts and not plays:
+            raise ConfigError(f"'rollouts' is given, and method '{config.method}' doesn't learn from what it earns; leave it out (DAgger: 'collect')")
+        if config.collect and (plays or not self.module.NEEDS_TEACHER):
+            raise ConfigError(f"'collect' is given, and method '{config.method}' has no teacher that would label what is collected; leave it out")
+        for key in ("collect", "rollouts"):
+            if section := getattr(config, key):
+                require_env(section.env, self.store.robot, f"{key}.env")
+
+    def _experience(self, method, policy: Policy, teacher: Policy | None) -> Experience | None:
+        config = self.config
+        if config.rollouts:
+            return Practice(config.rollouts, method, config.seed)
+        return Collection(config.collect, policy, teacher, config.seed) if config.collect else None
 
     def _agree(self, bundle: Bundle, role: str) -> None:
         differences = bundle.robot.difference(self.store.robot)
@@ -152,6 +177,9 @@ class TrainingRun:
         config = to_plain(self.config)
         for name in ("device", "compile"):
             del config["loop"][name]
+        for name in ("collect", "rollouts"):  # where nothing is played, the checkpoints of earlier versions go on
+            if config[name] is None:
+                del config[name]
         parts = [config, self.store.fingerprint(), weights]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -61,12 +61,46 @@ class Renderings:
 
 
 @dataclass(frozen=True)
+class Rollouts:
+    """Episodes that the policy plays in an environment while it is trained: `episodes` of them, every `every` steps, `at_once` side by
+    side."""
+
+    env: str
+    every: int = 1_000
+    episodes: int = 8
+    at_once: int = 64
+
+    def __post_init__(self):
+        for name in ("every", "episodes", "at_once"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class Collect(Rollouts):
+    """Observations of played episodes, which the teacher labels: `share` of each batch's rows, of the newest `keep` of them."""
+
+    share: float = 0.25
+    keep: int = 10_000
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.share <= 0.5:
+            raise ConfigError(
+                f"'share' is {self.share}; expected above 0, up to 0.5: far from the demonstrations the teacher itself isn't reliable"
+            )
+        if self.keep < 1:
+            raise ConfigError(f"'keep' is {self.keep}; expected at least 1")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
     `policy` holds the fields of the policy's configuration, and its `kind` where the method trains several; `options` holds
     those of the method; `start` is a policy folder whose weights the run begins with, `encoder` one whose image encoders it
-    takes; `freeze_encoder` keeps those as they are.
+    takes; `freeze_encoder` keeps those as they are. `collect`: the student plays, and the teacher tells it what to do where that led
+    (DAgger). `rollouts`: what a method plays that learns from what it earns.
     """
 
     name: str
@@ -81,6 +115,8 @@ class TrainConfig:
     start: str | None = None
     teacher: str | None = None
     renderings: Renderings | None = None
+    collect: Collect | None = None
+    rollouts: Rollouts | None = None
     validation_fraction: float = 0.05
 
     def __post_init__(self):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import RosVddError
 from ros_vdd.methods import Method
 from ros_vdd.training import checkpoint
+from ros_vdd.training.collection import Experience
 from ros_vdd.training.compute import Data, Placed, autocast
 from ros_vdd.training.config import LoopConfig
 from ros_vdd.training.distributed import Group
@@ -37,6 +40,7 @@ class Loop:
         folder: where checkpoint and logs go.
         run: names configuration and data; a checkpoint of another run is refused.
         group: the processes that train together; the first one validates, logs and writes.
+        experience: what the policy plays between steps; None plays nothing.
     """
 
     def __init__(
@@ -49,8 +53,9 @@ class Loop:
         folder: Path,
         run: str,
         group: Group = Group(),
+        experience: Experience | None = None,
     ):
-        self.method, self.policy, self.config, self.group = method, method.policy, config, group
+        self.method, self.policy, self.config, self.group, self.experience = method, method.policy, config, group, experience
         self.data = Placed(data, group.device)
         self.validation = None if validation is None else Placed(validation, group.device)
         self.seed, self.folder, self.run_name = seed, folder, run
@@ -58,7 +63,8 @@ class Loop:
         self.optimizer = torch.optim.AdamW(self.trained, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.average = self._weights()
         self._loss = method.loss
-        self._beside = {"companions": getattr(method, "companions", {}), "optimizers": getattr(method, "optimizers", {})}
+        companions = {**getattr(method, "companions", {}), **(experience.companions if experience else {})}
+        self._beside = {"companions": companions, "optimizers": getattr(method, "optimizers", {})}
         for companion in self._beside["companions"].values():
             companion.to(group.device)
         self.cpu_seconds = 0.0
@@ -95,8 +101,13 @@ class Loop:
     def step(self, step: int) -> dict[str, float]:
         """Do one optimiser step, counted from 0, and return its figures."""
         draws, indices = self._randomness(step, len(self.data), self.group)
-        self.policy.train()
         batch = self.data.batch(self.group.rows(indices))
+        if self.experience is not None:
+            if self.experience.due(step):
+                with self._averaged():
+                    self.experience.play(step, batch, draws)
+            batch = self.experience.joined(batch, draws)
+        self.policy.train()
         progress = step / self.config.steps
         beside = self.method.before(batch, draws, progress) if hasattr(self.method, "before") else {}
         with autocast(self.group.device, self.config.precision):
@@ -118,15 +129,20 @@ class Loop:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return figures of fixed validation batches under the averaged weights."""
+        rows = []
+        with self._averaged():
+            for number in range(self.config.validation_batches):
+                draws, indices = self._randomness(-1 - number, len(self.validation), Group(device=self.group.device))
+                rows.append(self.method.validate(self.validation.batch(indices), draws))
+        return {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Let the policy have the averaged weights, as it is shipped with, for a while."""
         kept = {k: v.detach().clone() for k, v in self.policy.named_parameters()}
         self.use_average()
-        self.policy.eval()
-        rows = []
-        for number in range(self.config.validation_batches):
-            draws, indices = self._randomness(-1 - number, len(self.validation), Group(device=self.group.device))
-            rows.append(self.method.validate(self.validation.batch(indices), draws))
+        yield
         self.policy.load_state_dict(kept, strict=False)
-        return {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
 
     @torch.no_grad()
     def use_average(self) -> None:

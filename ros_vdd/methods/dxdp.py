@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DxDP: a few-step student learns to earn more in an environment, by the sampler update of DxMI alone.
+
+    G_k  = sum_{j>=k} discount^(j-k) (r_{j+1} - r_j)            r_k the score (or success) at decision k of a played episode
+    Q_i  : min E (Q_i(o, a) - G)^2,   i = 1, 2                   on the newest decisions of the student itself
+    pi   : `ros_vdd.methods._dxdp` with V(., T) = -min_i Q_i     plus  trust ||D(x_t) - D_0(x_t)||^2 / n,   D_0 the student at the start
+
+The environment has no gradient, Q has one: it sees the observation and the actions that are executed of a chunk. The trust region keeps the
+student where Q was learned. Sources: Yoon et al. 2024 (DxMI, arXiv 2407.00626), section 4, for the update; Wang et al. 2023 (Diffusion-QL,
+arXiv 2208.06193) for Q's gradient through a diffusion policy; Fujimoto et al. 2018 (TD3, arXiv 1802.09477) for the lower of two. Ours: no
+bootstrapping, since episodes have few decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ros_vdd.diffusion.draws import Draws
+from ros_vdd.diffusion.sampling import reflected
+from ros_vdd.errors import ConfigError
+from ros_vdd.methods._dxdp import Costs, DynamicProgram, Walked, ending_in
+from ros_vdd.methods._few_step import descend, follow, masked_mean
+from ros_vdd.methods._ring import Ring
+from ros_vdd.networks.critic import Critic
+from ros_vdd.policies.diffusion import DiffusionPolicy
+from ros_vdd.policies.few_step import CriticConfig, FewStepPolicy
+
+if TYPE_CHECKING:
+    from ros_vdd.training.rollouts import Episode
+
+KIND = "few_step"
+NEEDS_TEACHER = True
+NEEDS_ENV = True
+LOSS_FALLS = False
+
+
+@dataclass(frozen=True)
+class Options(Costs):
+    """Those of `Costs`, without entropy by default, and what is learned from episodes.
+
+    `reward`: the environment's `score` or its `success`. `discount`: of a decision. `keep`: the newest decisions that Q learns from.
+    `critic`: sizes of Q and V. `trust`: weight of the distance from the student that the run began with. `practice`: share of the
+    training in which Q learns alone. `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`.
+    """
+
+    tau_entropy: float = 0.0
+    tau_velocity: float = 0.0
+    reward: Literal["score", "success"] = "score"
+    discount: float = 0.98
+    keep: int = 20_000
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    trust: float = 1.0
+    practice: float = 0.1
+    warm_start: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.discount <= 1:
+            raise ConfigError(f"'discount' is {self.discount}; expected above 0, up to 1")
+        if self.keep < 1 or self.trust < 0:
+            raise ConfigError(f"'keep' is {self.keep}, 'trust' {self.trust}; expected at least 1, and at least 0")
+        if not 0 <= self.practice < 1:
+            raise ConfigError(f"'practice' is {self.practice}; expected 0 up to below 1")
+
+
+class Returns(nn.Module):
+    """Two estimates Q(o, a) `(B,)` of what an episode still earns, of which the lower one counts."""
+
+    def __init__(self, policy: FewStepPolicy, sizes: CriticConfig):
+        super().__init__()
+        self.critics = nn.ModuleList(
+            Critic(policy.chunk_size, policy.condition_size, [0.0], sizes.width, sizes.depth, policy.config.sigma_data) for _ in range(2)
+        )
+        executed = torch.zeros(policy.config.horizon, policy.robot.action_size)
+        executed[: policy.config.n_action_steps] = 1.0
+        self.register_buffer("executed", executed.flatten(), persistent=False)
+
+    def both(self, chunk: Tensor, context: Tensor) -> Tensor:
+        """Return the estimates `(2, B)` for normalised chunks `(B, D)`, of which only the executed actions count."""
+        step, mask = torch.zeros_like(chunk[:, 0], dtype=torch.long), self.executed.expand(chunk.shape)
+        return torch.stack([critic(chunk, step, context, mask) for critic in self.critics])
+
+    def energy(self, chunk: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """Return minus the lower estimate `(B,)`."""
+        return -self.both(chunk, context).amin(dim=0)
+
+
+class Played(nn.Module):
+    """Mean score and success `(2,)` of the last round of episodes; a module so that checkpoints keep them."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("figures", torch.full((2,), float("nan")))
+
+
+class Method:
+    """DxDP of a posterior student on what an environment pays."""
+
+    def __init__(self, options: Options, policy: FewStepPolicy, teacher: DiffusionPolicy | None):
+        if policy.config.walk != "posterior":
+            raise ConfigError(f"'policy.walk' is '{policy.config.walk}'; dxdp trains a student that walks by 'posterior'")
+        if any(p.requires_grad for p in policy.encoders.parameters()):
+            raise ConfigError("'freeze_encoder' is false; dxdp keeps features of what was observed, which must stay: freeze_encoder: true")
+        self.options, self.policy, self.teacher = options, policy, teacher
+        sizes, device = options.critic, policy.action_normalizer.low.device
+        with torch.random.fork_rng([]):  # the same networks whatever was drawn before
+            torch.manual_seed(0)
+            self.returns = Returns(policy, sizes).to(device)
+            levels, sigma_data = policy.levels_walked, policy.config.sigma_data
+            self.value = Critic(policy.chunk_size, policy.condition_size, levels, sizes.width, sizes.depth, sigma_data).to(device)
+        self.anchor = deepcopy(policy.denoiser).requires_grad_(False).eval()
+        self.program = DynamicProgram(options, policy, ending_in(self.returns.energy, self.value))
+        self.ring, self.played = Ring(options.keep).to(device), Played().to(device)
+        self.companions = {
+            "returns": self.returns,
+            "value": self.value,
+            "anchor": self.anchor,
+            "velocity": self.program.velocity,
+            "decisions": self.ring,
+            "played": self.played,
+        }
+        rate = options.critic_learning_rate
+        self.optimizers = {
+            "returns": torch.optim.Adam(self.returns.parameters(), rate),
+            "value": torch.optim.Adam(self.value.parameters(), rate),
+            "sigma": self.program.sigma_optimizer,
+        }
+        self._walked: Walked
+
+    def prepare(self, data, draws: Draws) -> None:
+        """Begin as the teacher, where the networks agree; the trust region is around that student."""
+        if self.options.warm_start and self.teacher is not None:
+            self.policy.warm_start(self.teacher)
+        follow(self.anchor, self.policy.denoiser, 0.0)
+
+    @torch.no_grad()
+    def practise(self, episodes: Sequence[Episode]) -> None:
+        """Keep the decisions of played episodes with what each still earned."""
+        device = self.ring.count.device
+        for episode in episodes:
+            observed = {name: torch.from_numpy(value).to(device) for name, value in episode.observations.items()}
+            results = episode.scores if self.options.reward == "score" else episode.successes
+            rows = {"chunk": torch.from_numpy(episode.chunks), "earned": torch.from_numpy(earned(results, self.options.discount))}
+            self.ring.add({"context": self.policy.context(observed), **rows})
+        means = [np.mean([e.score for e in episodes]), np.mean([e.success for e in episodes])]
+        self.played.figures.copy_(torch.tensor(means))
+
+    def before(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> dict[str, float]:
+        """Let Q learn from what was played, and V from walks at the same observations; return their errors."""
+        rows = self._rows(batch, draws)
+        context = rows["context"]
+        walked = self._walked = self.program.walk(context, torch.ones_like(rows["chunk"]), draws)
+        self.program.velocity.follow(walked, self.options.velocity_keep, draws)
+        self.returns.requires_grad_(True)
+        self.value.requires_grad_(True)
+        clip, errors = self.options.critic_clip_norm, []
+        for _ in range(self.options.critic_updates):
+            loss = (self.returns.both(rows["chunk"], context) - rows["earned"]).square().mean()
+            error = descend(loss, self.optimizers["returns"], clip, draws)
+            for t in reversed(range(1, self.program.steps)):  # nothing leads to the noise at the start
+                index = torch.full_like(walked.mask[:, 0], t, dtype=torch.long)
+                target = self.program.target(walked, t)
+                away = self.value(walked.states[t], index, context, walked.mask) - target
+                errors.append(descend(away.square().mean(), self.optimizers["value"], clip, draws))
+        self.returns.requires_grad_(False)
+        self.value.requires_grad_(False)
+        score, success = self.played.figures.tolist()
+        return {"return_error": error, "value_error": sum(errors) / len(errors), "played_score": score, "played_success": success}
+
+    def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
+        """Return minus what a step is foreseen to earn, plus its cost and the trust region's; 0 while Q learns alone."""
+        loss = self.program.step_loss(self._walked, draws, self._tether)
+        foreseen = self.returns.both(self._walked.states[-1], self._walked.context).amin(dim=0).mean()
+        figures = {"loss": loss.item(), "foreseen": foreseen.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
+        if progress < self.options.practice:
+            self.policy.log_sigma.grad = None
+            loss = 0.0 * loss
+        return loss, figures
+
+    def after(self) -> None:
+        """Step ln sigma beside the student."""
+        if self.policy.log_sigma.grad is not None:
+            self.program.step_sigma()
+
+    @torch.no_grad()
+    def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
+        """Return minus what is foreseen where demonstrations lie, the error against the recorded chunk, and how far the student moved.
+
+        "moved": the root mean square distance of its chunks from those of the student at the start, of the same noise.
+        """
+        clean, mask = self.policy.targets(batch)
+        context = self.policy.context(batch)
+        noise = draws.normal((len(context), *self.policy.noise_shape))
+        chunk = self.policy.sample(context, noise)
+        self.policy.denoiser, kept = self.anchor, self.policy.denoiser
+        begun = self.policy.sample(context, noise)
+        self.policy.denoiser = kept
+        rmse = lambda other: masked_mean((chunk - other).square(), mask, draws).sqrt().item()  # noqa: E731
+        foreseen = self.returns.both(chunk, context).amin(dim=0).mean().item()
+        return {"loss": -foreseen, "foreseen": foreseen, "action_rmse": rmse(clean), "moved": rmse(begun)}
+
+    def _rows(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """Return played decisions; before the first, recorded ones that earned nothing."""
+        if not self.ring.empty:
+            return self.ring.draw(len(batch["actions"]), draws)
+        with torch.no_grad():
+            context, chunk = self.policy.context(batch), self.policy.from_chunk(batch["actions"])
+        return {"context": context, "chunk": chunk, "earned": torch.zeros_like(chunk[:, 0])}
+
+    def _tether(self, clean: Tensor, x: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Return the trust region's cost `(B,)` of clean estimates `(B, D)` of states x `(B, D)`."""
+        with torch.no_grad():
+            begun = reflected(self.anchor(x, level, context), 1.0 if self.policy.config.sampler.clip else None)
+        return self.options.trust * (clean - begun).square().mean(dim=1)
+
+
+def earned(results: np.ndarray, discount: float) -> np.ndarray:
+    """Return what each of N decisions still earned `(N,)`: the discounted gains of results `(N + 1,)` from there on."""
+    gains, total = np.diff(results), 0.0
+    togo = np.zeros_like(gains)
+    for k in reversed(range(len(gains))):
+        total = gains[k] + discount * total
+        togo[k] = total
+    return togo

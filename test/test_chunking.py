@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ros_vdd.runtime.chunking import ActionChunk, ChunkBuffer, read_chunk
-from ros_vdd.runtime.reasons import Reason
+from ros_vdd.runtime.reasons import Reason, Refusal
 
 DT = 100_000_000
 T0 = 7_000_000_000
@@ -19,8 +19,17 @@ def chunk(stamp_ns=T0, actions=ACTIONS):
     return ActionChunk(stamp_ns, DT, ("x", "y"), actions)
 
 
+class Held(ChunkBuffer):
+    """A buffer, and what its newest chunk wants."""
+
+    def at(self, now_ns):
+        found = self.reaching(now_ns)
+        return found if isinstance(found, Refusal) else getattr(found[-1], self.interpolation)(now_ns)
+
+
 def buffer(interpolation="hold", max_age_ns=FOREVER, use_steps=None, chunks=(chunk(),)):
-    made = ChunkBuffer(interpolation, max_age_ns, use_steps)
+    made = Held(max_age_ns, use_steps)
+    made.interpolation = interpolation
     for one in chunks:
         made.push(one)
     return made
@@ -83,6 +92,14 @@ def test_actions_that_came_late_are_in_the_past():
 
 def test_a_chunk_that_begins_in_the_future_is_not_used_yet():
     assert buffer().at(T0 - 1).code is Reason.CHUNK_AHEAD
+
+
+def test_a_buffer_for_means_keeps_all_chunks_that_reach_now_oldest_first():
+    held = ChunkBuffer(FOREVER, kept=8)
+    for k in range(3):
+        held.push(chunk(T0 + 5 * k * DT))
+    assert [c.stamp_ns for c in held.reaching(T0 + 12 * DT)] == [T0, T0 + 5 * DT, T0 + 10 * DT]
+    assert [c.stamp_ns for c in held.reaching(T0 + 17 * DT)] == [T0 + 5 * DT, T0 + 10 * DT]
 
 
 def trajectory(actions=ACTIONS, dt_ns=DT, joints=("x", "y")):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -33,6 +32,11 @@ class ActionChunk:
     dt_ns: int
     joints: tuple[str, ...]
     actions: np.ndarray
+
+    @property
+    def end_ns(self) -> int:
+        """Return when its last action is no longer in force, [ns]."""
+        return self.stamp_ns + len(self.actions) * self.dt_ns
 
     def hold(self, now_ns: int) -> np.ndarray:
         """Return the action in force at `now_ns`; (A,)."""
@@ -72,20 +76,19 @@ def _nanoseconds(time) -> int:
 
 
 class ChunkBuffer:
-    """Holds the newest chunk, and the one before it until the newest begins; says what they ask for at a given time.
+    """Holds the newest chunk and those before it; says which of them reach a given time.
 
-    `push` is called from the thread that receives chunks, `at` from the control loop; a lock stands between them.
+    `push` is called from the thread that receives chunks, `reaching` from the control loop; a lock stands between them.
 
     Args:
-        interpolation: "hold" or "linear"
         max_age_ns: age of a chunk's observation from which the chunk is no longer used, [ns]
         use_steps: how many actions of a chunk are used; None for all of them
+        kept: how many chunks are held; two, so that a plan goes on until the newest begins, or more for a mean over them
     """
 
-    def __init__(self, interpolation: Literal["hold", "linear"], max_age_ns: int, use_steps: int | None = None):
-        self._interpolate = {"hold": ActionChunk.hold, "linear": ActionChunk.linear}[interpolation]
+    def __init__(self, max_age_ns: int, use_steps: int | None = None, kept: int = 2):
         self._max_age_ns, self._use_steps = max_age_ns, use_steps
-        self._chunks: deque[ActionChunk] = deque(maxlen=2)
+        self._chunks: deque[ActionChunk] = deque(maxlen=kept)
         self._lock = threading.Lock()
 
     def push(self, chunk: ActionChunk) -> Refusal | None:
@@ -102,8 +105,8 @@ class ChunkBuffer:
         with self._lock:
             self._chunks.clear()
 
-    def at(self, now_ns: int) -> np.ndarray | Refusal:
-        """Return the action for `now_ns`, (A,), from the newest chunk that has begun, or why there is none."""
+    def reaching(self, now_ns: int) -> list[ActionChunk] | Refusal:
+        """Return the chunks that have begun at `now_ns` and not ended, oldest first, or why the newest begun isn't among them."""
         with self._lock:
             held = list(self._chunks)
         if not held:
@@ -112,12 +115,11 @@ class ChunkBuffer:
         if not begun:
             ahead_s = (held[0].stamp_ns - now_ns) / 1e9
             return Refusal(Reason.CHUNK_AHEAD, f"the chunk begins {ahead_s:.3f} s in the future; compare the clocks")
-        chunk = begun[-1]
-        age_ns, lifetime_ns = now_ns - chunk.stamp_ns, self._lifetime_ns(chunk)
+        age_ns, lifetime_ns = now_ns - begun[-1].stamp_ns, self._lifetime_ns(begun[-1])
         if age_ns >= lifetime_ns:
             detail = f"the newest chunk is {age_ns / 1e9:.3f} s old and good for {lifetime_ns / 1e9:.3f} s"
             return Refusal(Reason.CHUNK_EXPIRED, detail)
-        return self._interpolate(chunk, now_ns)
+        return [chunk for chunk in begun if now_ns - chunk.stamp_ns < self._lifetime_ns(chunk)]
 
     def _lifetime_ns(self, chunk: ActionChunk) -> int:
         steps = len(chunk.actions) if self._use_steps is None else min(self._use_steps, len(chunk.actions))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the robot is commanded now: the action of a valid chunk, the declared safe action once, or nothing.
+"""What the robot is commanded now: the motion of a valid chunk, the declared safe action, or nothing.
 
-Before the first valid chunk nothing is commanded. A robot fails towards stillness: the first instant without a valid
-chunk yields the safe action of the robot file, and every later one yields nothing until a valid chunk arrives. A safe
-position is approached at `max_velocity`, which may take several commands.
+Before the first valid chunk nothing is commanded. A robot fails towards stillness: from the first instant without a valid chunk on it
+is brought to its safe action, and then nothing is commanded until a valid chunk arrives. Where the robot file declares
+`max_acceleration` it decelerates; else a hold is one command, and a safe position is approached at `max_velocity`.
 """
 
 from __future__ import annotations
@@ -12,45 +12,79 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ros_vdd.errors import ConfigError
 from ros_vdd.runtime.chunking import ActionChunk, ChunkBuffer
+from ros_vdd.runtime.drive import Motion, SmoothDrive, SteppingDrive
 from ros_vdd.runtime.limits import MARGIN, SafetyGate
 from ros_vdd.runtime.reasons import Reason, Refusal
+from ros_vdd.runtime.splicing import SpliceConfig, Splicer
 from ros_vdd.streams.spec import RobotSpec
+
+FIRST_JUMP = 0.5
+"""Share of a joint's range that the first action may be away from where the joint is: more is a wrong unit or a wrong joint."""
+_ENSEMBLE = 64  # chunks that a mean may be of
 
 
 class Command(NamedTuple):
-    """What to publish, if anything, and why it isn't the action of a chunk, if it isn't."""
+    """What to publish, if anything, and why it isn't the motion of a chunk, if it isn't."""
 
-    positions: np.ndarray | None
+    motion: Motion | None
     refusal: Refusal | None
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """Return where to be after one period, (A,) [action unit]."""
+        return None if self.motion is None else self.motion.positions[0]
 
 
 class Commander:
     """Turns chunks and the measured position into commands.
 
-    Called from one thread only, the executor node's. The first command after stillness starts from the measured
-    position where the robot file declares `max_velocity`: a ramp, never a jump. Without it there is no such guard.
+    Called from one thread only, the executor's. The first motion after stillness starts from the measured position where the
+    robot file declares `max_velocity` or `max_acceleration`: never a jump. Without them there is no such guard.
 
     Args:
         robot: limits, interpolation, velocities and safe action
         use_steps: how many actions of a chunk are used; None for all of them
         margin: overshoot of a limit that is clamped instead of refused, as a fraction of a joint's range
+        splicing: how chunks that overlap are joined
+        lookahead: commands of the plan in each motion before its stop begins
+        first_jump: how far the first action may be away from the measured position, as a fraction of a joint's range
+        measured: whether a motion needs a fresh measurement all the time; only where all action joints are measured
     """
 
-    def __init__(self, robot: RobotSpec, use_steps: int | None = None, margin: float = MARGIN):
+    def __init__(
+        self,
+        robot: RobotSpec,
+        use_steps: int | None = None,
+        margin: float = MARGIN,
+        splicing: SpliceConfig = SpliceConfig(),
+        lookahead: int = 1,
+        first_jump: float = FIRST_JUMP,
+        measured: bool = False,
+    ):
+        if lookahead < 1:
+            raise ConfigError(f"'lookahead' is {lookahead}; expected at least 1 command")
         self.gate = SafetyGate(robot, margin)
-        self._safe = robot.safe_action
+        self.splicer = Splicer(robot.action, splicing)
+        self._smooth = robot.action.max_acceleration is not None
+        self._drive = SmoothDrive(robot, lookahead) if self._smooth else SteppingDrive(self.gate)
+        self._safe, self._needs_measurement = robot.safe_action, measured
+        self._joints = robot.action.joints
+        self._reach = first_jump * np.subtract(robot.action.upper, robot.action.lower)
+        self._endless = np.array([joint in robot.action.continuous for joint in robot.action.joints])
         self._dt_ns = robot.dt_ns
         self._period_ns = round(1e9 / robot.action.command_rate_hz)
-        self._buffer = ChunkBuffer(robot.action.interpolation, round(robot.safe_action.stale_chunk_s * 1e9), use_steps)
+        kept = _ENSEMBLE if splicing.method == "ensemble" else 2
+        self._buffer = ChunkBuffer(round(robot.safe_action.stale_chunk_s * 1e9), use_steps, kept)
         self._refused: Refusal | None = None  # why the newest chunk was refused, until a valid one arrives
-        self._previous: np.ndarray | None = None  # last commanded position; None while the robot is left alone
+        self._forbidden: Refusal | None = None  # why nobody may move the robot
         self._now_ns: int | None = None
 
     @property
     def moving(self) -> bool:
-        """Whether the last command came from a chunk, or was a step towards the safe position."""
-        return self._previous is not None
+        """Whether the last command came from a chunk, or was a step towards the safe action."""
+        return self._drive.moving
 
     def receive(self, chunk: ActionChunk | Refusal) -> Refusal | None:
         """Take a chunk, or note why it can't be taken.
@@ -63,7 +97,7 @@ class Commander:
             self._buffer.clear()
             self._refused = checked
             return checked
-        if late := self._buffer.push(checked):
+        if late := self._buffer.push(self.splicer.prepare(checked)):
             return late
         self._refused = None
         return None
@@ -73,9 +107,14 @@ class Commander:
         self._buffer.clear()
         self._refused = None
 
+    def forbid(self, refusal: Refusal | None) -> None:
+        """Bring the robot to its safe action and keep it there, whatever chunks arrive, until None is given; plans are forgotten."""
+        self._forbidden = refusal
+        self.forget()
+
     def awaits_chunk(self, now_ns: int) -> bool:
         """Whether no chunk covers `now_ns` though none was refused; in lock-step one then waits instead of stopping."""
-        return self._refused is None and isinstance(self._buffer.at(now_ns), Refusal)
+        return not (self._forbidden or self._refused) and isinstance(self._buffer.reaching(now_ns), Refusal)
 
     def command(self, now_ns: int, measured: np.ndarray | None) -> Command:
         """Decide for one instant.
@@ -85,16 +124,31 @@ class Commander:
             measured: fresh measured position of the action joints, (A,), or None where there is none
         """
         elapsed_ns = self._advance(now_ns)
-        action = self._refused or self._buffer.at(now_ns)
-        if isinstance(action, Refusal):
-            return self._stop(action, measured, elapsed_ns)
-        if self.gate.limits_velocity:
-            start = measured if self._previous is None else self._previous
-            if start is None:
-                return Command(None, Refusal(Reason.NO_MEASUREMENT, "the first command must start where the robot is"))
-            action = self.gate.limit_step(action, start, elapsed_ns)
-        self._previous = action
-        return Command(action, None)
+        chunks = self._forbidden or self._refused or self._buffer.reaching(now_ns)
+        if not isinstance(chunks, Refusal) and measured is None and self._needs_measurement:
+            chunks = Refusal(Reason.NO_MEASUREMENT, "no fresh measured position of all action joints")
+        if not isinstance(chunks, Refusal) and not self._drive.moving:
+            chunks = self._start(chunks, now_ns, measured) or chunks
+        if isinstance(chunks, Refusal):
+            return self._stop(chunks, measured, elapsed_ns)
+        return Command(self._drive.follow(self.splicer, chunks, now_ns, elapsed_ns), None)
+
+    def _start(self, chunks: list[ActionChunk], now_ns: int, measured: np.ndarray | None) -> Refusal | None:
+        """Begin to move from the measured position, or say why that is refused."""
+        self.splicer.reset()
+        if not self._drive.start(measured):
+            return Refusal(Reason.NO_MEASUREMENT, "the first command must start where the robot is")
+        if measured is None:
+            return None
+        distance = self.splicer.alone(chunks[-1], now_ns) - measured
+        distance = np.where(self._endless, np.remainder(distance + np.pi, 2 * np.pi) - np.pi, distance)
+        beyond = np.abs(distance) > self._reach
+        if not beyond.any():
+            return None
+        self._drive.leave()
+        worst = int(np.argmax(beyond))
+        given = f"the first action of '{self._joints[worst]}' is {abs(distance[worst]):.3g} away from where it is"
+        return Refusal(Reason.FIRST_JUMP, f"{given}; at most {self._reach[worst]:.3g} is accepted")
 
     def _check(self, chunk: ActionChunk) -> ActionChunk | Refusal:
         if chunk.dt_ns != self._dt_ns:
@@ -110,20 +164,20 @@ class Commander:
         previous_ns, self._now_ns = self._now_ns, now_ns
         if previous_ns is not None and now_ns < previous_ns:
             self._buffer.clear()
-        if previous_ns is None or self._previous is None or now_ns < previous_ns:
+        if previous_ns is None or not self._drive.moving or now_ns < previous_ns:
             return self._period_ns
         return min(now_ns - previous_ns, max(self._period_ns, self._dt_ns))
 
     def _stop(self, refusal: Refusal, measured: np.ndarray | None, elapsed_ns: int) -> Command:
-        """Return the safe action if the robot was being moved, else nothing."""
-        previous, self._previous = self._previous, None
-        if previous is None or self._safe.kind == "stop":
+        """Return the safe action while the robot moves, else nothing."""
+        if not self._drive.moving:
+            return Command(None, refusal)
+        if self._safe.kind == "stop":
+            self._drive.leave()
             return Command(None, refusal)
         if self._safe.kind == "position":
-            target = np.asarray(self._safe.positions, dtype=np.float64)
-            step = self.gate.limit_step(target, previous, elapsed_ns)
-            self._previous = None if np.array_equal(step, target) else step
-            return Command(step, refusal)
-        if measured is None:  # holding needs to know where; an old or invented position would be a motion
-            return Command(None, Refusal(refusal.code, f"{refusal.detail}; no fresh measured position to hold"))
-        return Command(measured, refusal)
+            return Command(self._drive.approach(np.asarray(self._safe.positions, dtype=np.float64), elapsed_ns), refusal)
+        motion = self._drive.hold(measured)
+        if motion is None and measured is None and not self._smooth:  # an old or invented position would be a motion
+            refusal = Refusal(refusal.code, f"{refusal.detail}; no fresh measured position to hold")
+        return Command(motion, refusal)

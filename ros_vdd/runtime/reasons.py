@@ -26,6 +26,9 @@ class Reason(str, Enum):
     WRONG_JOINTS = "wrong_joints"  # joints of a chunk are missing, unknown or stand twice
     WRONG_TIMING = "wrong_timing"  # points don't stand at (k+1)*dt of the robot file
     OUT_OF_LIMITS = "out_of_limits"  # a position lies outside the limits by more than the margin
+    FIRST_JUMP = "first_jump"  # the first action after stillness is too far from where the robot is: a wrong unit or joint
+    DISABLED = "disabled"  # ~/enable said so; the robot isn't moved until it says otherwise
+    PROTECTIVE_STOP = "protective_stop"  # a message on protective_stop said so; latched until ~/reset
     NO_MEASUREMENT = "no_measurement"  # a fresh measured position is needed and there is none
 
 

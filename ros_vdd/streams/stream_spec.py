@@ -142,8 +142,12 @@ class ActionSpec:
     Attributes:
         lower, upper: [unit] limits per joint; nothing is commanded outside of them.
         max_velocity: [unit/s] limit per joint, or None where the device limits itself.
+        max_acceleration: [unit/s^2] likewise. With it commands are continuous in velocity, and every stop is a deceleration.
+        max_jerk: [unit/s^3] likewise; needs `max_acceleration`.
         command_rate_hz: [Hz] how often the executor publishes.
-        interpolation: between two actions of a chunk: hold the earlier, or go straight to the next.
+        interpolation: between two actions of a chunk: hold the earlier, go straight to the next, or on a smooth curve through all.
+        switched: joints that are never blended between two plans, such as grippers.
+        continuous: joints that turn without end, [rad]: plans are blended the short way round.
         source: where demonstrations are read from, or None for the command topic itself.
     """
 
@@ -154,8 +158,12 @@ class ActionSpec:
     lower: tuple[float, ...]
     upper: tuple[float, ...]
     max_velocity: tuple[float, ...] | None = None
+    max_acceleration: tuple[float, ...] | None = None
+    max_jerk: tuple[float, ...] | None = None
     command_rate_hz: float
-    interpolation: Literal["hold", "linear"] = "hold"
+    interpolation: Literal["hold", "linear", "cubic"] = "hold"
+    switched: tuple[str, ...] = ()
+    continuous: tuple[str, ...] = ()
     source: ActionSource | None = None
 
     def __post_init__(self) -> None:
@@ -166,9 +174,19 @@ class ActionSpec:
         for joint, low, high in zip(self.joints, self.lower, self.upper):
             if low > high:
                 raise ConfigError(f"'lower' is {low} above 'upper' {high} for joint {joint!r}; exchange them")
-        if self.max_velocity is not None:
-            check_per_joint("max_velocity", self.max_velocity, self.joints)
-            check_positive("max_velocity", self.max_velocity)
+        for key in ("max_velocity", "max_acceleration", "max_jerk"):
+            if (limits := getattr(self, key)) is not None:
+                check_per_joint(key, limits, self.joints)
+                check_positive(key, limits)
+        if self.max_jerk is not None and self.max_acceleration is None:
+            raise ConfigError("'max_jerk' is given without 'max_acceleration'; give both")
+        for key in ("switched", "continuous"):
+            for joint in (names := getattr(self, key)):
+                if joint not in self.joints:
+                    raise ConfigError(f"'{key}' names {joint!r}, which isn't commanded; {suggest(joint, self.joints)}")
+            check_unique(key, names)
+        if self.continuous and self.unit != "rad":
+            raise ConfigError(f"'continuous' joints need 'unit' rad; it is {self.unit!r}")
         check_positive("command_rate_hz", [self.command_rate_hz])
 
     @property

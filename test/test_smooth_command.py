@@ -71,7 +71,7 @@ def test_a_plan_within_the_limits_is_followed_to_the_digit_after_the_seam():
     times = range(0, 9 * DT, T_NS)
     found = np.array([made.command(now, np.zeros(2)).positions for now in times])
     wanted = np.array([cubic(chunk, now + T_NS).position for now in times])
-    np.testing.assert_allclose(found[40:], wanted[40:], atol=1e-9)
+    np.testing.assert_allclose(found[75:], wanted[75:], atol=1e-9)
 
 
 @pytest.mark.parametrize("lookahead", [1, 10])

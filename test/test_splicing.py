@@ -82,6 +82,17 @@ def test_a_blend_is_continuous_in_position_and_velocity_and_ends_on_the_new_plan
     np.testing.assert_allclose(made.at(8 * DT - 10).velocity, end.velocity, atol=1e-5)
 
 
+@pytest.mark.parametrize("offset", [0.01, 0.3, 2.0])
+def test_a_blend_takes_no_more_than_half_of_the_robots_velocity_and_acceleration(offset):
+    limits = {"max_velocity": [1.0, 2.0], "max_acceleration": [4.0, 8.0]}
+    made = splicer(interpolation="hold", **limits)
+    made.join([chunk(np.zeros((100, 2)))], 0, Reference(np.array([offset, -offset]), np.zeros(2)))
+    path = np.array([made.at(k * MS).position for k in range(8000)])
+    velocity = np.diff(path, axis=0) / 1e-3
+    assert (np.abs(velocity).max(axis=0) <= np.array([0.5, 1.0]) * 1.001).all()
+    assert (np.abs(np.diff(velocity, axis=0)).max(axis=0) / 1e-3 <= np.array([2.0, 4.0]) * 1.01).all()
+
+
 def test_replace_jumps_to_the_new_plan():
     made, old, new = splicer("replace"), walk(0), walk(1, 4 * DT)
     made.join([old], 0, still([0, 0]))

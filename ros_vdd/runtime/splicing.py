@@ -2,8 +2,9 @@
 """From plan to plan without a jump: how chunks that overlap in time become one motion.
 
     replace   the newest chunk that has begun, as it is
-    blend     r(t) = new(t) + e(t): e goes from what was commanded less what is newly wanted to 0 within `splice_s`, in position
-              and velocity; a cubic. So the motion is continuous in both wherever the new plan is
+    blend     r(t) = new(t) + e(t): e goes from what was commanded less what is newly wanted to 0, in position and velocity; a
+              cubic. So the motion is continuous in both wherever the new plan is. It takes `splice_s`, or longer where it would
+              need more than half of the robot's velocity or acceleration: sqrt(6 |e| / (a/2)), 4 |e'| / (a/2), 1.5 |e| / (v/2)
     ensemble  the mean of all chunks that reach now, weights exp(-ensemble_decay i), i = 0 the oldest; then as `blend`
 
 `blend` switches the joints that the robot file calls `switched`, such as grippers, and goes the short way round with `continuous`
@@ -35,7 +36,7 @@ class SpliceConfig:
 
     Args:
         method: see the module.
-        splice_s: how long a blend takes, [s].
+        splice_s: how long a blend takes at least, [s].
         ensemble_decay: of the weights of `ensemble`, a chunk.
     """
 
@@ -53,12 +54,13 @@ class SpliceConfig:
 
 
 class _Seam(NamedTuple):
-    """Where two plans meet: the N chunks from then on, in which turn of endless joints `(N, A)` [rad], when, and the offset and its
-    velocity, each `(A,)`."""
+    """Where two plans meet: the N chunks from then on, in which turn of endless joints `(N, A)` [rad], when, for how long, and the
+    offset and its velocity, each `(A,)`."""
 
     chunks: tuple[ActionChunk, ...]
     turns: np.ndarray
     begun_ns: int
+    span_s: float
     offset: np.ndarray
     velocity: np.ndarray
 
@@ -67,7 +69,7 @@ class Splicer:
     """Turns the chunks in force into one reference; remembers the newest seam.
 
     Args:
-        action: joints, interpolation, which are switched and which turn without end.
+        action: joints, limits, interpolation, which are switched and which turn without end.
         config: how chunks are joined.
     """
 
@@ -76,6 +78,7 @@ class Splicer:
         self._interpolate = INTERPOLATIONS[action.interpolation]
         self._switched = np.array([joint in action.switched for joint in action.joints])
         self._endless = np.array([joint in action.continuous for joint in action.joints])
+        self._velocity, self._acceleration = _half(action.max_velocity), _half(action.max_acceleration)
         self._seam: _Seam | None = None
         self.seams = 0
         """How often the plan in force has changed."""
@@ -117,7 +120,16 @@ class Splicer:
         wanted = self._wanted(chunks, turns, now_ns)
         offset = np.where(self._switched, 0.0, current.position - wanted.position)
         velocity = np.where(self._switched, 0.0, current.velocity - wanted.velocity)
-        return _Seam(chunks, turns, now_ns, offset, velocity)
+        return _Seam(chunks, turns, now_ns, self._span_s(np.abs(offset), np.abs(velocity)), offset, velocity)
+
+    def _span_s(self, offset: np.ndarray, velocity: np.ndarray) -> float:
+        """Return how long a blend of such offsets and velocities `(A,)` takes, [s]."""
+        spans = [np.full(1, self.config.splice_s)]
+        if self._acceleration is not None:
+            spans += [np.sqrt(6 * offset / self._acceleration), 4 * velocity / self._acceleration]
+        if self._velocity is not None:
+            spans += [1.5 * offset / self._velocity]
+        return float(max(span.max() for span in spans))
 
     def _wanted(self, chunks: tuple[ActionChunk, ...], turns: np.ndarray, then_ns: int) -> Reference:
         """Return what the chunks that reach an instant want, of several the mean."""
@@ -132,7 +144,7 @@ class Splicer:
 
     def _offset(self, wanted: Reference, now_ns: int) -> Reference:
         """Return a reference with what is left of the seam's offset: the cubic from (offset, velocity) to (0, 0)."""
-        seam, span_s = self._seam, self.config.splice_s
+        seam, span_s = self._seam, self._seam.span_s
         share = (now_ns - seam.begun_ns) / (1e9 * span_s)
         if self.config.method == "replace" or not 0 <= share < 1:
             return wanted
@@ -142,6 +154,10 @@ class Splicer:
             wanted.position + seam.offset * value + seam.velocity * (span_s * slope),
             wanted.velocity + seam.offset * (moved / span_s) + seam.velocity * steepened,
         )
+
+
+def _half(limits: Sequence[float] | None) -> np.ndarray | None:
+    return None if limits is None else np.asarray(limits) / 2
 
 
 def _hermite(s: float) -> tuple[float, float]:

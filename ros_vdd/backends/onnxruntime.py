@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded default engine: ONNX Runtime on the CPU, one thread, no spinning, no torch."""
+"""The embedded default engine: ONNX Runtime on the CPU, one thread, no spinning, no torch; fp32, or int8 built ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,14 +13,17 @@ from ros_vdd.backends import energy_shapes, input_shapes, likelihood_shapes
 from ros_vdd.bundle import CRITIC, GRAPH, LIKELIHOOD, Bundle
 from ros_vdd.errors import EngineError
 
+PRECISIONS = ("fp32", "int8")
+CPU = "CPUExecutionProvider"
+_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+"""What decides which int8 kernels run, and how they round."""
+
 
 class OnnxRuntimeEngine:
     """A graph in an ONNX Runtime session."""
 
-    name = "onnxruntime"
-
-    def __init__(self, session):
-        self._session = session
+    def __init__(self, session, name: str = "onnxruntime"):
+        self.name, self._session = name, session
         self._outputs = [o.name for o in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -26,16 +31,23 @@ class OnnxRuntimeEngine:
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs))))
 
 
-def load(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
-    """Open `policy.onnx` of a folder.
+def load(bundle: Bundle, precision: str = "fp32", threads: int = 1) -> OnnxRuntimeEngine:
+    """Open `policy.onnx` of a folder, or what was built of it.
 
     Args:
+        precision: of `PRECISIONS`; int8 must have been built by `ros-vdd compile`.
         threads: threads inside one operator; more than one helps only on idle cores.
 
     Raises:
-        EngineError: the graph can't be loaded, or its inputs aren't those of the manifest.
+        EngineError: the graph can't be loaded, its inputs aren't those of the manifest, or there is none in this precision.
     """
-    return _open(bundle, GRAPH, set(input_shapes(bundle)), threads)
+    if precision == "fp32":
+        return open_graph(bundle, threads=threads)
+    from ros_vdd.backends._cache import EngineCache
+
+    engine = f"onnxruntime:{precision}"
+    built = EngineCache().find(bundle, engine, identity(precision, None))
+    return opened(built, set(input_shapes(bundle)), f"the {precision} graph of '{bundle.path}'", threads, CPU, engine)
 
 
 def load_likelihood(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
@@ -44,7 +56,7 @@ def load_likelihood(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
     Raises:
         EngineError: as `load`.
     """
-    return _open(bundle, LIKELIHOOD, set(likelihood_shapes(bundle)), threads)
+    return open_graph(bundle, LIKELIHOOD, set(likelihood_shapes(bundle)), threads)
 
 
 def load_energy(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
@@ -53,26 +65,122 @@ def load_energy(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
     Raises:
         EngineError: as `load`.
     """
-    return _open(bundle, CRITIC, set(energy_shapes(bundle)), threads)
+    return open_graph(bundle, CRITIC, set(energy_shapes(bundle)), threads)
 
 
-def session(graph: bytes, threads: int = 1):
-    """Return a graph's session as the engine sets it up: on the CPU, without spinning."""
+def identity(precision: str, target: str | None) -> dict:
+    """Return what a graph in this precision is only valid with.
+
+    Raises:
+        EngineError: a target is given; the CPU that it will run on is this one.
+    """
+    if target:
+        raise EngineError(
+            f"target '{target}': onnxruntime:{precision} is built and checked on the machine that runs it; leave --target out"
+        )
+    import onnxruntime
+
+    return {
+        "library": "onnxruntime",
+        "version": onnxruntime.__version__,
+        "instructions": " ".join([platform.machine(), *sorted(_flags().intersection(_INSTRUCTIONS))]),
+        "precision": precision,
+    }
+
+
+def build(
+    bundle: Bundle,
+    precision: str,
+    target: str | None,
+    observations: Sequence[Mapping[str, np.ndarray]],
+    say: Callable[[str], None],
+) -> bytes:
+    """Return the graph of a policy in int8; see `ros_vdd.backends._quantise`.
+
+    Args:
+        observations: recorded ones, with which convolutions are calibrated.
+        say: told what is done.
+
+    Raises:
+        EngineError: nothing of the graph could be int8, it has convolutions and there are no observations, or a target is given.
+    """
+    from ros_vdd.backends._quantise import quantised
+
+    identity(precision, target)
+    path = bundle.file(GRAPH, f"Make it with ros-vdd export {bundle.path}")
+    say(f"ranges of activations from {len(observations)} observations")
+    return quantised(path.read_bytes(), observations)
+
+
+def session(graph: bytes, threads: int = 1, provider: str = CPU):
+    """Return a graph's session as the engine sets it up: without spinning, and on no other device than that of the provider."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    if provider != CPU:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return onnxruntime.InferenceSession(graph, options, providers=[provider])
 
 
-def _open(bundle: Bundle, name: str, wanted: set[str], threads: int) -> OnnxRuntimeEngine:
+def open_graph(
+    bundle: Bundle,
+    name: str = GRAPH,
+    wanted: set[str] | None = None,
+    threads: int = 1,
+    provider: str = CPU,
+    engine: str = "onnxruntime",
+) -> OnnxRuntimeEngine:
+    """Open a graph of a folder on a provider.
+
+    Raises:
+        EngineError: as `opened`.
+    """
     path = bundle.file(name, f"Make it with ros-vdd export {bundle.path}")
+    return opened(path.read_bytes(), wanted or set(input_shapes(bundle)), f"'{path}'", threads, provider, engine)
+
+
+def opened(graph: bytes, wanted: set[str], origin: str, threads: int, provider: str, engine: str) -> OnnxRuntimeEngine:
+    """Return the engine of a graph.
+
+    Raises:
+        EngineError: ONNX Runtime lacks the provider or falls back to another, can't load the graph, or its inputs aren't
+            `wanted`.
+    """
+    require_provider(provider, engine)
     try:
-        opened = session(path.read_bytes(), threads)
+        made = session(graph, threads, provider)
     except Exception as error:  # ONNX Runtime raises a kind of its own for each failure
-        raise EngineError(f"ONNX Runtime can't load '{path}': {error}; export the policy again") from error
-    found = {i.name for i in opened.get_inputs()}
+        raise EngineError(f"engine '{engine}' can't load {origin}: {error}; export the policy again") from error
+    if made.get_providers()[0] != provider:
+        raise EngineError(
+            f"engine '{engine}': ONNX Runtime couldn't start {provider} and would run on {made.get_providers()[0]}; "
+            "are driver, CUDA and cuDNN those that this build asks for? Its own log, above, tells"
+        )
+    found = {i.name for i in made.get_inputs()}
     if found != wanted:
-        raise EngineError(f"'{path}' takes inputs {sorted(found)}, its manifest says {sorted(wanted)}; export the policy again")
-    return OnnxRuntimeEngine(opened)
+        raise EngineError(f"{origin} takes inputs {sorted(found)}, its manifest says {sorted(wanted)}; export the policy again")
+    return OnnxRuntimeEngine(made, engine)
+
+
+def require_provider(provider: str, engine: str) -> None:
+    """Check that the installed ONNX Runtime was built with an execution provider.
+
+    Raises:
+        EngineError: it wasn't; those that it has are listed.
+    """
+    import onnxruntime
+
+    held = onnxruntime.get_available_providers()
+    if provider not in held:
+        raise EngineError(
+            f"engine '{engine}' needs {provider}; the installed ONNX Runtime {onnxruntime.__version__} has {', '.join(held)}. "
+            "Install onnxruntime-gpu in its place, or take another engine"
+        )
+
+
+def _flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.partition(":")[2].split()}

@@ -46,8 +46,8 @@ class Difference:
 
     count: int
     cosine: float
-    """The smaller of those of actions and gate: `<a, b> / (|a| |b|)` over all observations, actions in half ranges from the middle of their
-    limits, the gate as probabilities."""
+    """`<a, b> / (|a| |b|)` over all observations, the smaller of two: of the actions, measured from the middle of their limits in
+    shares of the range, and of the gate, as probabilities."""
     largest: tuple[float, ...]
     """Per joint, in the robot's unit, over all experts and steps."""
     share: tuple[float, ...]
@@ -95,7 +95,7 @@ def compare(
         ConfigError: there is nothing to compare.
     """
     if draws < 0 or not (draws or len(observations)):
-        raise ConfigError(f"'draws' is {draws} and there are {len(observations)} recorded observations; a comparison needs at least 1")
+        raise ConfigError(f"'draws' is {draws}, with {len(observations)} recorded observations; a comparison needs at least 1")
     reference = reference or backends.load(bundle)
     rng = np.random.default_rng(seed)
     drawn = _difference(bundle, engine, reference, [backends.random_inputs(bundle, rng) for _ in range(draws)])
@@ -153,7 +153,8 @@ def table(parity: EngineParity) -> str:
     """Return the figures for people, one line a joint."""
     parts = [(sort, part) for sort, part in (("recorded", parity.recorded), ("drawn", parity.drawn)) if part is not None]
     width = max(5, *map(len, parity.joints))
-    lines = [f"{'joint':{width}}" + "".join(f"  {'largest, ' + sort + f' [{parity.unit}]':>24}  {'of range':>9}" for sort, _ in parts)]
+    heads = [f"  {'largest, ' + sort + f' [{parity.unit}]':>24}  {'of range':>9}" for sort, _ in parts]
+    lines = [f"{'joint':{width}}" + "".join(heads)]
     for k, joint in enumerate(parity.joints):
         lines.append(f"{joint:{width}}" + "".join(f"  {part.largest[k]:24.3g}  {part.share[k]:9.2e}" for _, part in parts))
     for sort, part in parts:
@@ -226,9 +227,8 @@ def _difference(bundle: Bundle, engine, reference, observations: Sequence[Observ
         cosine = float(np.minimum(cosine, _cosine(*gates)))
         gate = float(np.abs(gates[0] - gates[1]).max())
         changed = int(np.sum(gates[0].argmax(axis=1) != gates[1].argmax(axis=1)))
-    return Difference(
-        len(pairs), cosine, tuple(map(float, largest)), tuple(map(float, largest / span)), float((off / span).mean()), gate, changed
-    )
+    shares = tuple(map(float, largest / span))
+    return Difference(len(pairs), cosine, tuple(map(float, largest)), shares, float((off / span).mean()), gate, changed)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -241,9 +241,11 @@ def _problems(part: Difference, limit: Limit, share: float, parity: EngineParity
     found = [] if part.cosine >= limit.cosine else [f"cosine {part.cosine:.6f}, at least {limit.cosine} is accepted"]
     for joint, largest, of_range in zip(parity.joints, part.largest, part.share):
         if not of_range <= share:
-            found.append(f"'{joint}' differs by {largest:.3g} {parity.unit}, {of_range:.2e} of its range, at most {share:.2g} is accepted")
+            found.append(
+                f"'{joint}' differs by {largest:.3g} {parity.unit}, {of_range:.2e} of its range, at most {share:.2g} is accepted"
+            )
     if part.experts_changed is not None and part.experts_changed > limit.changed * part.count:
         found.append(
-            f"another expert is the likeliest for {part.experts_changed} of {part.count}, at most {limit.changed:.1%} are accepted"
+            f"another expert is the likeliest for {part.experts_changed} of {part.count}, at most {limit.changed:.1%} accepted"
         )
     return found

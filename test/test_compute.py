@@ -18,6 +18,7 @@ from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.training import compute  # noqa: E402
 
+SOURCES = {"forward": 0.4, "teacher": 0.3, "student": 0.3}
 HAS_CUDA = torch.cuda.is_available()
 
 
@@ -31,13 +32,13 @@ def batches(tmp_path_factory):
     return {"mixture": rows, "diffusion": rows, "few_step": rows, "encoder": {"images.top": pictures, "labels": torch.zeros(8, 2)}}
 
 
-def made(name, device="cpu"):
+def made(name, device="cpu", options=None):
     """Return a method whose policy, and teacher if it needs one, are random networks on a device."""
     module = methods.find(name)
     robot = toy.SEEING if module.KIND == "encoder" else toy.BLIND
     policy = toy.network(module.KIND, robot, **toy.FEW_STEPS.get(name, {})).to(device)
     teacher = toy.network("diffusion").requires_grad_(False).to(device) if module.NEEDS_TEACHER else None
-    method = module.Method(build(module.Options, toy.OPTIONS.get(name, {})), policy, teacher)
+    method = module.Method(build(module.Options, {**toy.OPTIONS.get(name, {}), **(options or {})}), policy, teacher)
     for companion in getattr(method, "companions", {}).values():
         companion.to(device)
     return method
@@ -57,11 +58,15 @@ def placed(batch, device):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_method_makes_no_tensor_on_another_device(name, batches, monkeypatch):
-    """The meta device has shapes and no numbers, and refuses sums with CPU tensors, as a GPU would."""
-    if name == "dmd2":
-        pytest.skip("its states are walked to by rows, which takes numbers")
+    """The meta device has shapes and no numbers, and refuses sums with CPU tensors, as a GPU would.
+
+    Where a method asks for a number it is 1, and where it asks which rows a state comes from, all do.
+    """
     monkeypatch.setattr(torch.Tensor, "item", lambda self: 1.0)
-    method = made(name, "meta")
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: np.ones(tuple(self.shape)).tolist())
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda self: 1)
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda self: torch.arange(len(self), device=self.device)[:, None])
+    method = made(name, "meta", {"states": SOURCES} if hasattr(methods.find(name).Options(), "states") else {})
     batch = placed(batches[methods.find(name).KIND], "meta")
     loss_of(method, batch, Draws(0, device="meta")).backward()
     method.validate(batch, Draws(0, device="meta"))

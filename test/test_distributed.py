@@ -35,6 +35,7 @@ CASES = {
     "vdd": {},
     "dmd2": {"adversarial": 0.1},
     "ctm": {},
+    "dxmi": {},
     "vdd from the teacher": {"targets": "teacher", "observation_noise": 0.1, "likelihood_weight": 1.0},
 }
 

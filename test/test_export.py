@@ -15,20 +15,28 @@ pytest.importorskip("onnxruntime", reason="the parity check needs onnxruntime")
 
 import toy  # noqa: E402
 from ros_vdd import backends, policies  # noqa: E402
-from ros_vdd.bundle import GRAPH, WEIGHTS, Bundle, amend  # noqa: E402
+from ros_vdd.bundle import CRITIC, GRAPH, LIKELIHOOD, WEIGHTS, Bundle, amend  # noqa: E402
 from ros_vdd.errors import ConfigError, EngineError, PolicyError  # noqa: E402
 from ros_vdd.offline import export as exporting  # noqa: E402
 from ros_vdd.offline.export import export  # noqa: E402
 from ros_vdd.policies import graph as graphs  # noqa: E402
 
-KINDS = ["mixture", "diffusion", "window"]
+WALKS = {
+    **{walk: {"walk": walk} for walk in ("euler", "renoise", "jump")},
+    "posterior": {"walk": "posterior", "critic": {"width": 8, "depth": 1}, "guidance": 0.5},
+}
+KINDS = ["mixture", "diffusion", "window", *WALKS]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The exported toy policies by kind; every test reads them only."""
     root = tmp_path_factory.mktemp("exported")
-    return {kind: export(toy.policy(root / kind, kind, toy.SEEING), draws=20) for kind in KINDS}
+    return {kind: export(written(root / kind, kind), draws=20) for kind in KINDS}
+
+
+def written(path, kind):
+    return toy.policy(path, "few_step" if kind in WALKS else kind, toy.SEEING, **WALKS.get(kind, {}))
 
 
 @pytest.fixture
@@ -37,8 +45,8 @@ def folder(exported, tmp_path):
     return Bundle.open(shutil.copytree(exported["mixture"].path, tmp_path / "policy"))
 
 
-def graph_of(bundle):
-    return onnx.load_model_from_string(bundle.file(GRAPH).read_bytes())
+def graph_of(bundle, name=GRAPH):
+    return onnx.load_model_from_string(bundle.file(name).read_bytes())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,12 +80,25 @@ def test_inputs_outputs_and_shapes_are_those_of_the_manifest(kind, exported):
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input}
     assert shapes == {name: shape for name, (shape, _) in backends.input_shapes(exported[kind]).items()}
     outputs = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.output}
-    assert outputs == ({"means": (1, 2, 4, 2), "log_gate": (1, 2)} if kind == "mixture" else {"actions": (1, 1 if kind == "window" else 4, 2)})
+    actions = {"actions": (1, 1 if kind == "window" else 4, 2)}
+    assert outputs == ({"means": (1, 2, 4, 2), "log_gate": (1, 2)} if kind == "mixture" else actions)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_graph_holds_no_random_operator_and_all_its_weights(kind, exported):
-    model = graph_of(exported[kind])
+def test_the_critics_graph_takes_a_chunk_and_noise_and_tells_energies(exported):
+    bundle, rng = exported["posterior"], np.random.default_rng(8)
+    shapes = backends.energy_shapes(bundle)
+    asked = {name: rng.uniform(0, 1, shape).astype(dtype) for name, (shape, dtype) in shapes.items()}
+    eager, fast = (backends.load_energy(bundle, name).run(asked) for name in ("eager", "onnxruntime"))
+    assert (fast["energy"].shape, fast["samples"].shape) == ((1,), (1, backends.ENERGY_SAMPLES))
+    for name in eager:
+        np.testing.assert_allclose(fast[name], eager[name], rtol=1e-4, atol=1e-5)
+    assert {v.name for v in graph_of(bundle, CRITIC).graph.input} == set(shapes)
+    assert 0 < bundle.manifest.export["parity_energy"] < exporting.ENERGY_TOLERANCE
+
+
+@pytest.mark.parametrize("kind, name", [*((kind, GRAPH) for kind in KINDS), ("mixture", LIKELIHOOD), ("posterior", CRITIC)])
+def test_the_graph_holds_no_random_operator_and_all_its_weights(kind, name, exported):
+    model = graph_of(exported[kind], name)
     operators = {node.op_type for part in (model.graph, *model.functions) for node in part.node}
     assert not [o for o in operators if o.startswith("Random") or o in ("Multinomial", "Bernoulli", "Dropout")]
     assert not any(t.external_data for t in model.graph.initializer)
@@ -85,7 +106,7 @@ def test_the_graph_holds_no_random_operator_and_all_its_weights(kind, exported):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_and_their_checksum_survive_the_export(kind, exported, tmp_path):
-    before = toy.policy(tmp_path / kind, kind, toy.SEEING).file(WEIGHTS).read_bytes()
+    before = written(tmp_path / kind, kind).file(WEIGHTS).read_bytes()
     assert Bundle.open(exported[kind].path).file(WEIGHTS).read_bytes() == before
 
 

@@ -171,6 +171,23 @@ def test_teacher_states_are_those_of_its_sampler_along_the_grid(batch):
     assert (states.source == TEACHER).all()
 
 
+def test_in_a_chain_the_teacher_is_asked_only_at_the_levels_that_it_knows(batch):
+    """A second stage on the first one's grid of 8: its teacher walks by 2 levels, the student by 4."""
+    policy = student("euler", grid=8, sampler={"steps": 2})
+    options = build(progressive.Options, {"states": {"forward": 0.0, "teacher": 1.0}})
+    method, asked = progressive.Method(options, policy, student("euler", seed=1, grid=8, sampler={"steps": 4})), set()
+    clean = method.teacher.clean
+    method.teacher.clean = lambda x, sigma, context: asked.update(sigma.tolist()) or clean(x, sigma, context)
+    states = method.source.draw(batch, torch.full((16,), 4), policy.from_chunk(batch["actions"]), Draws(3), 1.0)
+    levels = torch.tensor(policy.grid).tolist()
+    assert asked == {levels[0], levels[2]}
+    noise = Draws(3).normal((16, *policy.noise_shape))
+    walked = method.teacher.walk(method.teacher.context(batch), noise)[0][2]
+    torch.testing.assert_close(states.x, walked, rtol=1e-4, atol=1e-4)
+    method.loss(batch, Draws(2), 1.0)
+    assert asked == {levels[i] for i in (0, 2, 4, 6)}
+
+
 def test_shares_grow_over_the_warm_up(batch):
     shares = build(Shares, {"forward": 0.5, "student": 0.5, "warmup": 0.5})
     source = StateSource(shares, student(), toy.network("diffusion"))

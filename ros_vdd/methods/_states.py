@@ -6,9 +6,9 @@
     student    from noise, by the student's own walk, with the sampler that will be deployed
     buffer     an earlier state of one of the last two, with the observation that it belongs to
 
-A share of student states is DDIL: the student is labelled where its own steps lead, not only where demonstrations lie. Drawn per row, never
-differentiable. At the highest level all sources are pure noise and the same. Source: Garrepalli et al. 2024 (DDIL, arXiv 2410.11971); the
-shares, their warm-up and the buffer are our own.
+A share of student states is DDIL: the student is labelled where its own steps lead, not only where demonstrations lie. Drawn per
+row, never differentiable. At the highest level all sources are pure noise and the same. Source: Garrepalli et al. 2024 (DDIL, arXiv
+2410.11971); the shares, their warm-up and the buffer are our own.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Shares:
 
 
 class States(NamedTuple):
-    """Noised chunks: `x` (B, D), where they are on the grid `index` (B,), their `context` (B, C) of the student's and of the teacher's
-    observation, and which `source` each is from (B,)."""
+    """Noised chunks: `x` (B, D), where they are on the grid `index` (B,), their `context` (B, C) of the student's and of the
+    teacher's observation, and which `source` each is from (B,)."""
 
     x: Tensor
     index: Tensor
@@ -73,11 +73,11 @@ class StateSource:
     Args:
         shares: of the four sources.
         policy, teacher: the student and its frozen teacher.
-        stops: indices of the grid where a state is wanted; student states lie on the walk's own, which are among them.
+        stride: levels of the grid in one step of the teacher; where a state of its is wanted must be a multiple.
     """
 
-    def __init__(self, shares: Shares, policy: FewStepPolicy, teacher: DiffusionPolicy):
-        self.shares, self.policy, self.teacher = shares, policy, teacher
+    def __init__(self, shares: Shares, policy: FewStepPolicy, teacher: DiffusionPolicy, stride: int = 1):
+        self.shares, self.policy, self.teacher, self.stride = shares, policy, teacher, stride
         self.grid = policy.grid
         self.buffer = Buffer(shares.capacity) if shares.buffer else None
 
@@ -133,8 +133,8 @@ class StateSource:
     def _teacher_walk(self, context: Tensor, noise: Tensor, index: Tensor) -> Tensor:
         x = noise[:, 0] * self.grid[0]
         ask = lambda x, sigma: self.teacher.clean(x, sigma, context)  # noqa: E731
-        for i in range(int(index.max())):
-            ahead = euler_step(ask, x, rows(x, self.grid[i]), rows(x, self.grid[i + 1]))
+        for i in range(0, int(index.max()), self.stride):
+            ahead = euler_step(ask, x, rows(x, self.grid[i]), rows(x, self.grid[i + self.stride]))
             x = torch.where((index > i)[:, None], ahead, x)
         return x
 

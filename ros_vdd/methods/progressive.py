@@ -57,7 +57,7 @@ class Method:
             )
         require_frozen_encoders(policy)
         self.options, self.policy, self.teacher = options, policy, teacher
-        self.source = StateSource(options.states, policy, teacher)
+        self.source = StateSource(options.states, policy, teacher, self.stride)
         self.companions = {} if self.source.buffer is None else {"buffer": self.source.buffer}
 
     def prepare(self, data, draws: Draws) -> None:

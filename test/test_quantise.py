@@ -170,7 +170,7 @@ def test_an_int8_engine_is_taken_from_the_cache_and_only_from_there(bundle, tmp_
     with pytest.raises(EngineError, match="ros-vdd compile .* --backend onnxruntime:int8"):
         backends.load(bundle, "onnxruntime:int8")
     built = bundle.file("policy.onnx").read_bytes()
-    EngineCache().store(bundle, "onnxruntime:int8", engine.identity("int8", None), built, {"engine": "x"})
+    EngineCache().store(bundle, "onnxruntime:int8", engine.identity("int8"), built, {"engine": "x"})
     loaded = backends.load(bundle, "onnxruntime:int8")
     inputs = backends.random_inputs(bundle, np.random.default_rng(0))
     assert loaded.name == "onnxruntime:int8"
@@ -178,9 +178,9 @@ def test_an_int8_engine_is_taken_from_the_cache_and_only_from_there(bundle, tmp_
 
 
 def test_another_version_or_processor_makes_another_identity(monkeypatch):
-    mine = engine.identity("int8", None)
+    mine = engine.identity("int8")
     monkeypatch.setattr(engine, "_flags", lambda: {"avx2"})
-    other = engine.identity("int8", None)
+    other = engine.identity("int8")
     assert other["instructions"].endswith(" avx2") and mine["version"] == ort.__version__
     with pytest.raises(EngineError, match="target 'sm89'.*leave --target out"):
         engine.identity("int8", "sm89")

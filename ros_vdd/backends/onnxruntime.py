@@ -45,9 +45,8 @@ def load(bundle: Bundle, precision: str = "fp32", threads: int = 1) -> OnnxRunti
         return open_graph(bundle, threads=threads)
     from ros_vdd.backends._cache import EngineCache
 
-    engine = f"onnxruntime:{precision}"
-    built = EngineCache().find(bundle, engine, identity(precision, None))
-    return opened(built, set(input_shapes(bundle)), f"the {precision} graph of '{bundle.path}'", threads, CPU, engine)
+    built = EngineCache().find(bundle, f"onnxruntime:{precision}", identity(precision), host())
+    return open_built(bundle, built, precision, threads)
 
 
 def load_likelihood(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
@@ -68,7 +67,27 @@ def load_energy(bundle: Bundle, threads: int = 1) -> OnnxRuntimeEngine:
     return open_graph(bundle, CRITIC, set(energy_shapes(bundle)), threads)
 
 
-def identity(precision: str, target: str | None) -> dict:
+def open_built(bundle: Bundle, built: bytes, precision: str, threads: int = 1) -> OnnxRuntimeEngine:
+    """Start an engine from what `build` returned.
+
+    Raises:
+        EngineError: as `opened`.
+    """
+    origin = f"the {precision} graph of '{bundle.path}'"
+    return opened(built, set(input_shapes(bundle)), origin, threads, CPU, f"onnxruntime:{precision}")
+
+
+def cannot_run(target: str | None = None) -> str | None:
+    """Return why a built engine can't run on this machine, or None where it can: always, for it was built here."""
+    return None
+
+
+def host() -> dict[str, str]:
+    """Return what parity must have been shown on; the identity holds it already."""
+    return {}
+
+
+def identity(precision: str, target: str | None = None) -> dict[str, str]:
     """Return what a graph in this precision is only valid with.
 
     Raises:
@@ -91,9 +110,9 @@ def identity(precision: str, target: str | None) -> dict:
 def build(
     bundle: Bundle,
     precision: str,
-    target: str | None,
-    observations: Sequence[Mapping[str, np.ndarray]],
-    say: Callable[[str], None],
+    target: str | None = None,
+    observations: Sequence[Mapping[str, np.ndarray]] = (),
+    say: Callable[[str], None] = print,
 ) -> bytes:
     """Return the graph of a policy in int8; see `ros_vdd.backends._quantise`.
 
@@ -106,6 +125,8 @@ def build(
     """
     from ros_vdd.backends._quantise import quantised
 
+    if precision == "fp32":
+        raise EngineError("onnxruntime runs 'policy.onnx' in fp32 as it is; there is nothing to build")
     identity(precision, target)
     path = bundle.file(GRAPH, f"Make it with ros-vdd export {bundle.path}")
     say(f"ranges of activations from {len(observations)} observations")

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,8 +195,9 @@ DDIL = {
     "K4": (4, {}, {}),
     "K4_wide": (4, {"width": 128}, {}),
     "K8_last": (8, {}, {"ema": 0.0}),
+    "K8_raw": (8, {}, {}),  # told the level as a bare number
 }
-"""Steps, and changes of network and loop: two where a gain is expected, three where none was found."""
+"""Steps, and changes of network and loop: two where a gain is expected, four where none was found before."""
 
 
 def pair(name: str, share: float, seed: int, **budget) -> dict:
@@ -208,6 +210,7 @@ def pair(name: str, share: float, seed: int, **budget) -> dict:
     count, policy, loop = DDIL[name]
     states = {"forward": 1 - share, "student": share}
     setting = ring.changed(WEAK, {"states": states}, {**policy, "grid": 16 * count}, {**loop, **budget})
+    setting = replace(setting, raw=name.endswith("_raw"))
     world = TOYS["ring"]
     trained = ring.student(setting, seed, world, ring.ExactTeacher(world), count)
     return {"rows": [ring.measure(trained.policy, world, seed)], "cpu_seconds": trained.cpu_seconds}

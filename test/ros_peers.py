@@ -71,11 +71,11 @@ class Peer:
             self.executor.spin_once(timeout_sec=0.02)
         raise AssertionError("it never came true")
 
-    def call(self, service):
-        """Call a Trigger service; return its response."""
-        client = self.node.create_client(Trigger, service)
+    def call(self, service, kind=Trigger, **request):
+        """Call a service; return its response."""
+        client = self.node.create_client(kind, service)
         self.until(client.service_is_ready)
-        future = client.call_async(Trigger.Request())
+        future = client.call_async(kind.Request(**request))
         self.until(future.done)
         return future.result()
 

@@ -8,7 +8,8 @@ pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 
 from ros_peers import Peer, good_joints, start, stop  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
-from std_msgs.msg import Float64MultiArray  # noqa: E402
+from std_msgs.msg import Bool, Float64MultiArray  # noqa: E402
+from std_srvs.srv import SetBool  # noqa: E402
 from tiny_policy import ROBOT, write_robot  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
@@ -180,8 +181,29 @@ def test_commands_have_the_type_of_the_robot_file(tmp_path, type_name, kind, rea
     robot = write_robot(tmp_path / "robot.yaml", action={**ROBOT["action"], "type": type_name})
     executor = Executor("typed", robot, kind)
     executor.send(executor.peer.now_ns())
-    executor.until(lambda: executor.commands)
+    executor.until(lambda: executor.commands, executor.measure)
     assert read(executor.commands[0]) in PLAN.tolist()
+    assert executor.close()[0] == 0
+
+
+def test_disabled_and_protective_stop_end_motion_until_they_are_taken_back(tmp_path):
+    smooth = {**ROBOT["action"], "max_velocity": [1.0, 1.0], "max_acceleration": [4.0, 4.0]}
+    executor = Executor("stopped", write_robot(tmp_path / "robot.yaml", action=smooth))
+    stops = executor.peer.node.create_publisher(Bool, "protective_stop", COMMAND_QOS)
+
+    def move():
+        executor.measure()
+        executor.send(executor.peer.now_ns(), np.tile(MEASURED, (8, 1)) + np.linspace(0, 0.1, 8)[:, None])
+
+    executor.until(lambda: executor.code() == "", move)
+    assert not any(executor.commands[-1].points[-1].velocities)  # silence ends in rest
+    assert executor.peer.call("chunk_executor_node/enable", SetBool, data=False).message == "disabled"
+    executor.until(lambda: executor.code() == "disabled", move)
+    executor.peer.call("chunk_executor_node/enable", SetBool, data=True)
+    executor.until(lambda: executor.code() == "", move)
+    executor.until(lambda: executor.code() == "protective_stop", lambda: (move(), stops.publish(Bool(data=True))))
+    assert "still" not in executor.peer.call("chunk_executor_node/reset").message
+    executor.until(lambda: executor.code() == "", move)
     assert executor.close()[0] == 0
 
 

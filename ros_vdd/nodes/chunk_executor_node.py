@@ -1,28 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Action chunks and joint states in, commands out at the robot's rate; no engine, no images, nothing heavy."""
+"""Action chunks and joint states in, commands out at the robot's rate; no engine, no images, nothing heavy.
+
+By time, a thread of its own commands at absolute deadlines; callbacks run beside it, with a lock around the commander.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections import deque
 from functools import partial
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
-from std_srvs.srv import Trigger
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from ros_vdd.errors import ConfigError
 from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, JOINT_STATE_QOS, command_message
 from ros_vdd.nodes.parameters import Parameter, declare
-from ros_vdd.nodes.process import run
+from ros_vdd.nodes.process import publish, run
 from ros_vdd.nodes.status import Status
 from ros_vdd.runtime.chunking import read_chunk
-from ros_vdd.runtime.command import Commander
+from ros_vdd.runtime.command import FIRST_JUMP, Commander
 from ros_vdd.runtime.limits import MARGIN
 from ros_vdd.runtime.measurement import MeasuredPosition
+from ros_vdd.runtime.pacing import Pacer
 from ros_vdd.runtime.reasons import Reason, Refusal
+from ros_vdd.runtime.splicing import METHODS, SpliceConfig
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
 PARAMETERS = (
@@ -31,11 +39,20 @@ PARAMETERS = (
     Parameter("command_rate_hz", 0.0, "commands per second of the timer; 0 for the robot file's", 0.0, 1000.0),
     Parameter("replan_steps", 0, "how many actions of a chunk are used; 0 for all (timer only)", 0, 1000),
     Parameter("clamp_margin", MARGIN, "overshoot that is clamped, not refused; fraction of a joint's range", 0.0, 1.0),
+    Parameter("splicing", "auto", "how plans are joined; auto: blend with max_acceleration, else replace", choices=("auto", *METHODS)),
+    Parameter("splice_s", 0.2, "how long a blend takes at least [s]", 1e-3, 10.0),
+    Parameter("ensemble_decay", 0.01, "of splicing ensemble: exp(-this) less weight for each newer chunk", 0.0, 100.0),
+    Parameter("lookahead_s", 0.1, "of a JointTrajectory with max_acceleration: how much of the plan stands before its stop [s]", 0.0, 10.0),
+    Parameter("first_jump", FIRST_JUMP, "farthest first action from where the robot is; fraction of a joint's range", 0.0, 1e9),
+    Parameter("watch", True, "move only while fresh joint states come, where the robot file has all action joints among them"),
+    Parameter("enabled", True, "whether the robot may be moved from the start; ~/enable changes it"),
+    Parameter("realtime_priority", 45, "SCHED_FIFO priority of the command thread, where permitted; 0 for none", 0, 99),
 )
+_TELL_S = 0.02  # how often the command thread's reasons are told
 
 
 class ChunkExecutorNode(Node):
-    """A `Commander` between the chunk topic and the command topic; everything runs in the executor's thread."""
+    """A `Commander` between the chunk topic and the command topic."""
 
     def __init__(self, **options: Any):
         super().__init__("chunk_executor_node", **options)
@@ -43,25 +60,47 @@ class ChunkExecutorNode(Node):
         self._robot = _robot(parameters.robot, parameters.command_rate_hz)
         self._lock_step = parameters.trigger == "joint_states"
         _check_trigger(parameters.trigger, parameters.replan_steps, self._robot)
-        self._commander = Commander(self._robot, parameters.replan_steps or None, parameters.clamp_margin)
         self._measured = MeasuredPosition(self._robot)
+        self._commander = _commander(self._robot, parameters, self._measured.complete)
+        self._lock = threading.Lock()  # around commander and measurement
         self._asked_ns: int | None = None  # newest joint-state stamp; its command may have to wait for a chunk
         self._answered_ns: int | None = None  # newest joint-state stamp that got its command
         self._counts = dict.fromkeys(("chunks", "chunks_refused", "chunks_late", "commands", "safe_actions"), 0)
+        self._reasons: deque[Refusal | None] = deque(maxlen=1000)  # of the command thread, to be told
+        self._interventions: dict[str, int] = {}
+        self._enabled, self._stopped = parameters.enabled, False
         self._status = Status(self, "execution", self._robot.name)
         self._publisher = self.create_publisher(CLASSES[self._robot.action.type], self._robot.action.topic, COMMAND_QOS)
         self.create_service(Trigger, "~/reset", self._reset)
+        self.create_service(SetBool, "~/enable", self._enable)
+        self.create_subscription(Bool, "protective_stop", self._take_stop, COMMAND_QOS)
         self.create_subscription(JointTrajectory, "action_chunk", self._take_chunk, COMMAND_QOS)
         for name, spec in self._robot.states.items():
             take = partial(self._take_joint_state, name)
             self.create_subscription(JointState, spec.topic, take, JOINT_STATE_QOS)
-        if not self._lock_step:  # rcl keeps the phase: each deadline is the one before plus the period
-            self.create_timer(1.0 / self._robot.action.command_rate_hz, self._tick)
-        self.create_timer(1.0, self._diagnose, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._status.set("waiting", Reason.NO_CHUNK.value, "no valid action chunk has arrived")
+        self._forbid()
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, self._diagnose, clock=steady)
+        self._pacer: Pacer | None = None
+        period_ns = round(1e9 / self._robot.action.command_rate_hz)
+        if not self._lock_step and self.get_parameter("use_sim_time").value:  # a simulation's time, at its own speed
+            self.create_timer(period_ns / 1e9, self._tick)
+        elif not self._lock_step:
+            self._pacer = Pacer(period_ns, self._tick, self._fail, parameters.realtime_priority)
+            self._pacer.start()
+        self.create_timer(_TELL_S, self._tell, clock=steady)
+
+    def destroy_node(self) -> None:
+        """End the command thread, then the node."""
+        if self._pacer is not None:
+            self._pacer.stop()
+        super().destroy_node()
 
     def _take_chunk(self, message: JointTrajectory) -> None:
-        refusal = self._commander.receive(read_chunk(message, self._robot.dt_ns))
+        chunk = read_chunk(message, self._robot.dt_ns)
+        with self._lock:
+            refusal = self._commander.receive(chunk)
         late = refusal is not None and refusal.code is Reason.SUPERSEDED
         self._counts["chunks"] += 1
         self._counts["chunks_late"] += late
@@ -70,7 +109,8 @@ class ChunkExecutorNode(Node):
             self._answer()
 
     def _take_joint_state(self, stream: str, message: JointState) -> None:
-        usable = self._measured.push(stream, message, self.get_clock().now().nanoseconds)
+        with self._lock:
+            usable = self._measured.push(stream, message, self.get_clock().now().nanoseconds)
         if usable and self._lock_step:
             self._asked_ns = self._measured.intakes[stream].newest_stamp_ns
             self._answer()
@@ -80,33 +120,85 @@ class ChunkExecutorNode(Node):
         if self._asked_ns in (None, self._answered_ns) or self._commander.awaits_chunk(self._asked_ns):
             return
         self._command(self._asked_ns)
+        self._tell()
 
     def _tick(self) -> None:
         self._command(self.get_clock().now().nanoseconds)
 
     def _command(self, now_ns: int) -> None:
-        positions, refusal = self._commander.command(now_ns, self._measured.at(now_ns))
-        if positions is not None:
-            self._publisher.publish(command_message(self._robot.action, positions, now_ns))
+        with self._lock:
+            motion, refusal = self._commander.command(now_ns, self._measured.at(now_ns))
+        if motion is not None:
+            publish(self, self._publisher, command_message(self._robot.action, motion, now_ns))
             self._answered_ns = self._asked_ns
             self._counts["safe_actions" if refusal else "commands"] += 1
-        self._tell(refusal)
+        self._reasons.append(refusal)
 
-    def _tell(self, refusal: Refusal | None) -> None:
-        if refusal is None:
-            self._status.set("running")
-        else:
-            self._status.set("stopped" if self._counts["commands"] else "waiting", refusal.code.value, refusal.detail)
+    def _tell(self) -> None:
+        """Say what the newest commands were, one line a change; each change away from a plan counts as an intervention."""
+        while self._reasons:
+            refusal = self._reasons.popleft()
+            if refusal is None:
+                self._status.set("running")
+            elif self._status.set("stopped" if self._counts["commands"] else "waiting", refusal.code.value, refusal.detail):
+                self._interventions[refusal.code.value] = self._interventions.get(refusal.code.value, 0) + 1
+
+    def _fail(self, error: Exception) -> None:
+        """Say why the command thread ended; nothing is commanded any more."""
+        self.get_logger().fatal(f"the command thread failed, nothing more is commanded: {type(error).__name__}: {error}")
+
+    def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        """Allow or forbid motion; a moving robot is brought to its safe action."""
+        self._enabled = request.data
+        self._forbid()
+        response.success, response.message = True, "enabled" if self._enabled else "disabled"
+        return response
+
+    def _take_stop(self, message: Bool) -> None:
+        """Stop at a message with true, until ~/reset."""
+        if message.data and not self._stopped:
+            self._stopped = True
+            self._forbid()
+
+    def _forbid(self) -> None:
+        refusal = None
+        if not self._enabled:
+            refusal = Refusal(Reason.DISABLED, "motion is disabled; call ~/enable with true")
+        if self._stopped:
+            refusal = Refusal(Reason.PROTECTIVE_STOP, "protective_stop said true; when it is safe, call ~/reset")
+        with self._lock:
+            self._commander.forbid(refusal)
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        """Forget every plan; a moving robot gets its safe action."""
-        self._commander.forget()
-        response.success, response.message = True, "plans forgotten"
+        """Forget every plan and a protective stop; a moving robot gets its safe action."""
+        self._stopped = False
+        self._forbid()
+        response.success, response.message = True, "plans forgotten" if self._enabled else "plans forgotten; still disabled"
         return response
 
     def _diagnose(self) -> None:
         gate = self._commander.gate
-        self._status.diagnose({**self._counts, "chunks_clamped": gate.clamped, "commands_slowed": gate.slowed})
+        values: dict[str, Any] = {**self._counts, "chunks_clamped": gate.clamped, "commands_slowed": gate.slowed}
+        values |= {"seams": self._commander.splicer.seams, "enabled": self._enabled, "protective_stop": self._stopped}
+        values |= {f"interventions.{code}": count for code, count in self._interventions.items()}
+        if pacer := self._pacer:
+            values |= {"slots": pacer.slots, "slots_missed": pacer.missed, "realtime": pacer.realtime or "yes"}
+            values |= {f"late_us.p{p}": pacer.late_us.percentile(p) for p in (50, 99)}
+        self._status.diagnose(values)
+
+
+def _commander(robot: RobotSpec, parameters: Any, measured: bool) -> Commander:
+    smooth = robot.action.max_acceleration is not None
+    method = ("blend" if smooth else "replace") if parameters.splicing == "auto" else parameters.splicing
+    return Commander(
+        robot,
+        parameters.replan_steps or None,
+        parameters.clamp_margin,
+        SpliceConfig(method, parameters.splice_s, parameters.ensemble_decay),
+        max(1, round(parameters.lookahead_s * robot.action.command_rate_hz)),
+        parameters.first_jump,
+        measured and parameters.watch,
+    )
 
 
 def _robot(name: str, command_rate_hz: float) -> RobotSpec:

@@ -16,6 +16,7 @@ from std_msgs.msg import Float32MultiArray, Float64MultiArray, Int32, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from ros_vdd.runtime.chunking import ActionChunk
+from ros_vdd.runtime.drive import Motion
 from ros_vdd.streams.codecs import encode_array, encode_goal, encode_joint_state, encode_trajectory
 from ros_vdd.streams.spec import ActionSpec, GoalSpec
 
@@ -52,24 +53,29 @@ def chunk_message(chunk: ActionChunk) -> JointTrajectory:
     return message
 
 
-def command_message(action: ActionSpec, positions: np.ndarray, stamp_ns: int) -> Any:
-    """Return one command in the type of the robot file.
+def command_message(action: ActionSpec, motion: Motion, stamp_ns: int) -> Any:
+    """Return a motion in the type of the robot file; only a trajectory has room for more than its first point.
 
     Args:
-        action: type, joints and command rate; a trajectory's one point is to be reached within one command period
-        positions: (A,), [action unit]
+        action: type, joints and command rate; a trajectory's points stand one command period apart
+        motion: where to be, [action unit]
         stamp_ns: the instant it is for, where the type has a header
     """
     message = CLASSES[action.type]()
     if action.type == "std_msgs/msg/Float64MultiArray":
-        encode_array(message, positions, len(action.joints))
+        encode_array(message, motion.positions[0], len(action.joints))
         return message
     message.header.stamp = time_message(stamp_ns)
     if action.type == "sensor_msgs/msg/JointState":
-        encode_joint_state(message, action.joints, positions)
-    else:
-        period_ns = round(1e9 / action.command_rate_hz)
-        encode_trajectory(message, [JointTrajectoryPoint()], action.joints, positions[None], period_ns)
+        encode_joint_state(message, action.joints, motion.positions[0])
+        if motion.velocities is not None:
+            message.velocity = motion.velocities[0].tolist()
+        return message
+    period_ns = round(1e9 / action.command_rate_hz)
+    points = [JointTrajectoryPoint() for _ in motion.positions]
+    encode_trajectory(message, points, action.joints, motion.positions, period_ns)
+    for point, velocities in zip(points, () if motion.velocities is None else motion.velocities):
+        point.velocities = velocities.tolist()
     return message
 
 

@@ -31,8 +31,8 @@ class Status:
         self._status = node.create_publisher(String, "~/status", LATCHED_QOS)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
 
-    def set(self, state: State, code: str = "", detail: str = "", about: str = "") -> None:
-        """Say the state, unless it was said last; a detail that changes with every tick isn't said again.
+    def set(self, state: State, code: str = "", detail: str = "", about: str = "") -> bool:
+        """Say the state, unless it was said last, and return whether it was said; a detail that changes with every tick isn't.
 
         Args:
             state: running, waiting to run, or stopped after having run
@@ -42,13 +42,14 @@ class Status:
         """
         self._problem = None if state == "running" else f"{state}: {code}: {detail}"
         if self._said == (state, code, about):
-            return
+            return False
         self._said = (state, code, about)
         self._status.publish(json_message({"state": state, "code": code, "detail": detail}))
         if self._problem is None:
             self._node.get_logger().info("running")
         else:
             self._node.get_logger().warning(self._problem)
+        return True
 
     def diagnose(self, values: Mapping[str, Any], warning: str | None = None) -> None:
         """Publish the state with figures beside it; a warning is told where there is no problem."""

@@ -25,6 +25,11 @@ class MeasuredPosition:
         self.intakes = {name: JointStateIntake(spec, f"states.{name}") for name, spec in robot.states.items()}
         self._sources = [self._source(joint, robot.action.unit) for joint in robot.action.joints]
 
+    @property
+    def complete(self) -> bool:
+        """Whether the robot file has all action joints among its states, in the unit of the action."""
+        return None not in self._sources
+
     def push(self, stream: str, message: Any, receive_ns: int) -> bool:
         """Take a joint state; return whether it could be used."""
         return self.intakes[stream].push(message, receive_ns)

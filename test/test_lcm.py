@@ -53,6 +53,24 @@ def test_where_trajectories_are_straight_it_is_consistency_distillation(batch): 
     torch.testing.assert_close(*made_labels)
 
 
+def test_levels_of_the_solver_are_the_highest_and_every_kth_below(batch):  # noqa: F811
+    """Of a grid of 10 levels, 0 to 9, of which the lowest has nothing below; the draws of all levels stay as they were."""
+    sizes = {"grid": 10, "sampler": {"steps": 1}}
+    method, plain = (made(lcm, {"skip": 3, **options}, **sizes) for options in ({"levels": "solver"}, {}))
+    assert set(method.drawn(2_000, Draws(0)).tolist()) == {0, 3, 6}
+    assert set(plain.drawn(2_000, Draws(0)).tolist()) == set(range(9))
+    assert torch.equal(plain.drawn(50, Draws(0)), Draws(0).integers(9, (50,)))
+    asked, label = [], method.label
+    method.label = lambda x, index, *contexts: asked.append(set(index.tolist())) or label(x, index, *contexts)
+    assert method.loss(batch, Draws(0))[0].isfinite() and asked[0] <= {0, 3, 6}
+
+
+def test_a_walk_that_stops_at_a_level_which_the_solver_skips_is_refused():
+    made(lcm, {"skip": 2, "levels": "solver"}, grid=8, sampler={"steps": 2})
+    with pytest.raises(ConfigError, match="also stops at level 4, which isn't trained; expected a skip that divides all stops"):
+        made(lcm, {"skip": 3, "levels": "solver"}, grid=8, sampler={"steps": 2})
+
+
 def test_a_skip_that_leaves_no_level_between_is_refused():
     with pytest.raises(ConfigError, match="'options.skip' is 4, 'policy.grid' 4"):
         made(lcm, {"skip": 4})

@@ -65,12 +65,16 @@ class Method(TargetMethod):
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return the distance of the student's end of a trajectory from the target's, asked further down the same one."""
         clean, mask = self.policy.targets(batch)
-        index = draws.integers(self.policy.config.grid - 1, (len(clean),))
+        index = self.drawn(len(clean), draws)
         states = self.source.draw(batch, index, clean, draws, progress)
         sigma, label = self.label(states.x, states.index, states.context, states.teacher_context)
         error = self.policy.denoiser(states.x, sigma, states.context) - label
         loss, rows = measured(self.options.distance, error, mask, draws)
         return loss, {"loss": loss.item(), **self.source.figures(states, rows)}
+
+    def drawn(self, count: int, draws: Draws) -> Tensor:
+        """Return which levels of the grid to train at, `(count,)`."""
+        return draws.integers(self.policy.config.grid - 1, (count,))
 
     @torch.no_grad()
     def label(self, x: Tensor, index: Tensor, context: Tensor, teacher_context: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,16 +6,18 @@
 
 Half the teacher's evaluations of `consistency`, and labels reach the top in k times fewer hops; but the student can't become
 better than the teacher walking by steps of that size. Source: Luo et al. 2023 (LCM, arXiv 2310.04378), algorithm 1, without
-guidance; here for the variance-exploding process, for levels anywhere on the grid instead of the solver's own alone,
-and for actions, which need no latent space (as in ManiCM, arXiv 2406.01586).
+guidance; here for the variance-exploding process, at all levels of the grid unless `levels` says otherwise, and for actions, which
+need no latent space (as in ManiCM, arXiv 2406.01586).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
+from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.sampling import euler_step
 from ros_vdd.errors import ConfigError
 from ros_vdd.methods import consistency
@@ -28,9 +30,11 @@ NEEDS_TEACHER = True
 
 @dataclass(frozen=True)
 class Options(consistency.Options):
-    """`skip`: k, levels of the grid in one step of the teacher; the others are those of `consistency`."""
+    """`skip`: k, levels of the grid in one step of the teacher. `levels`: train at all levels of the `grid`, or, as published, at
+    those of the `solver` alone: the highest and every k-th below. The others are those of `consistency`."""
 
     skip: int = 4
+    levels: Literal["grid", "solver"] = "grid"
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,6 +53,18 @@ class Method(consistency.Method):
                 "go to the end; expected fewer levels than the grid has"
             )
         self.stride = options.skip
+        if options.levels == "solver" and (off := [i for i in policy.stops if i % options.skip]):
+            raise ConfigError(
+                f"'options.levels' is 'solver', 'options.skip' {options.skip}: a walk of 'policy.sampler.steps' "
+                f"{policy.config.sampler.steps} over 'policy.grid' {policy.config.grid} also stops at level {off[0]}, which isn't "
+                "trained; expected a skip that divides all stops, or levels: grid"
+            )
+
+    def drawn(self, count: int, draws: Draws) -> Tensor:
+        """Return which levels of the grid to train at, `(count,)`."""
+        if self.options.levels == "grid":
+            return super().drawn(count, draws)
+        return self.stride * draws.integers(-(-(self.policy.config.grid - 1) // self.stride), (count,))
 
     def step(self, x: Tensor, now: Tensor, then: Tensor, context: Tensor) -> Tensor:
         """Return states x `(B, D)` carried by the teacher from levels `now` to `then`, each `(B,)`."""

@@ -61,8 +61,12 @@ NETWORKS = {
     "encoder": SIZES,
 }
 TARGETS = [{"array": "extra.light", "columns": [0, 1], "low": 0.0, "high": 255.0}]
-OPTIONS = {"regression": {"targets": TARGETS}, "lcm": {"skip": 2}}
-"""What a method can't default; one that isn't named here is trained with its defaults."""
+OPTIONS = {
+    "regression": {"targets": TARGETS},
+    "lcm": {"skip": 2},
+    "dxdp": {"tau_entropy": 0.1, "tau_velocity": 0.1, "train_sigma": True, "keep": 20, "critic": {"width": 16, "depth": 1}},
+}
+"""What a method can't default, or a test would miss; one that isn't named here is trained with its defaults."""
 
 
 def arrays(robot: RobotSpec, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -196,7 +200,7 @@ def killed_before(step: int) -> Iterator[None]:
 
 
 def network(kind: str, robot: RobotSpec = BLIND, seed: int = 0, **fields):
-    """Return an untrained policy whose every parameter is random and whose normaliser isn't the identity; `fields` change its sizes."""
+    """Return an untrained policy of random parameters, whose normaliser isn't the identity; `fields` change its sizes."""
     import torch
 
     from ros_vdd import policies

@@ -47,7 +47,7 @@ class Options(Costs):
 
     `reward`: the environment's `score` or its `success`. `discount`: of a decision. `keep`: the newest decisions that Q learns from.
     `critic`: sizes of Q and V. `trust`: weight of the distance from the student that the run began with. `practice`: share of the
-    training in which Q learns alone. `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`.
+    training in which Q learns alone. `train_sigma`: let ln sigma descend too; where tau_entropy is 0 nothing holds it up. `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`.
     """
 
     tau_entropy: float = 0.0
@@ -58,6 +58,7 @@ class Options(Costs):
     critic: CriticConfig = field(default_factory=CriticConfig)
     trust: float = 1.0
     practice: float = 0.1
+    train_sigma: bool = False
     warm_start: bool = True
 
     def __post_init__(self):
@@ -176,12 +177,14 @@ class Method:
 
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return minus what a step is foreseen to earn, plus its cost and the trust region's; 0 while Q learns alone."""
-        loss = self.program.step_loss(self._walked, draws, self._tether)
-        foreseen = self.returns.both(self._walked.states[-1], self._walked.context).amin(dim=0).mean()
-        figures = {"loss": loss.item(), "foreseen": foreseen.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
-        if progress < self.options.practice:
+        learning = progress >= self.options.practice
+        if learning:
+            loss = self.program.step_loss(self._walked, draws, self._tether)
+        else:
+            loss = sum(0.0 * p.sum() for p in self.policy.denoiser.parameters())
+        figures = {"loss": loss.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
+        if not self.options.train_sigma:
             self.policy.log_sigma.grad = None
-            loss = 0.0 * loss
         return loss, figures
 
     def after(self) -> None:

@@ -100,7 +100,7 @@ class Bundle:
 
     @property
     def noise_shape(self) -> tuple[int, ...] | None:
-        """Return (H, A) of the noise input, (T, A) of a window policy's, (N, H, A) of a few-step student's, or None where there is none."""
+        """Return (H, A) of the noise input, (T, A) of a window policy's, (N, H, A) of a few-step student's; None without one."""
         if self.kind not in SAMPLED:
             return None
         if self.kind == "few_step":

@@ -29,7 +29,12 @@ def batches(tmp_path_factory):
     windows = Windows(store, range(len(store)), toy.SIZES["n_obs_steps"], toy.SIZES["horizon"])
     rows = windows.batch(np.arange(len(windows) - 8, len(windows)))
     pictures = torch.zeros(8, 1, toy.SIDE, toy.SIDE, 3, dtype=torch.uint8)
-    return {"mixture": rows, "diffusion": rows, "few_step": rows, "encoder": {"images.top": pictures, "labels": torch.zeros(8, 2)}}
+    return {
+        "mixture": rows,
+        "diffusion": rows,
+        "few_step": rows,
+        "encoder": {"images.top": pictures, "labels": torch.zeros(8, 2)},
+    }
 
 
 def made(name, device="cpu", options=None):

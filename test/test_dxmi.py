@@ -170,7 +170,7 @@ def test_training_stays_within_the_bounds_of_sigma(slope, kept):
     made = program(endless, student(sigma_bound=2.0), sigma_learning_rate=0.1)
     own = made.policy.log_sigma.exp().item()
     assert settle(made, rows=64, steps=30) == pytest.approx(kept * own)
-    assert made.policy.log_sigma.exp().item() == pytest.approx(kept * own), "the weight itself comes back too, so that it can turn round"
+    assert made.policy.log_sigma.exp().item() == pytest.approx(kept * own), "it comes back itself, so that it can turn round"
 
 
 def test_the_step_has_the_gradient_of_one_step_of_the_value():

@@ -191,11 +191,15 @@ def test_in_a_chain_the_teacher_is_asked_only_at_the_levels_that_it_knows(batch)
 def test_shares_grow_over_the_warm_up(batch):
     shares = build(Shares, {"forward": 0.5, "student": 0.5, "warmup": 0.5})
     source = StateSource(shares, student(), toy.network("diffusion"))
-    counts = [(source._sources(20_000, Draws(0), progress) == STUDENT).float().mean().item() for progress in (0.0, 0.25, 0.5, 1.0)]
+    counts = [
+        (source._sources(20_000, Draws(0), progress) == STUDENT).float().mean().item() for progress in (0.0, 0.25, 0.5, 1.0)
+    ]
     assert counts == pytest.approx([0, 0.25, 0.5, 0.5], abs=0.02)
 
 
-@pytest.mark.parametrize("wrong", [{"forward": 0.5}, {"forward": 1.5, "student": -0.5}, {"forward": 0.5, "buffer": 0.5}, {"warmup": 2.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"forward": 0.5}, {"forward": 1.5, "student": -0.5}, {"forward": 0.5, "buffer": 0.5}, {"warmup": 2.0}]
+)
 def test_shares_without_meaning_are_refused(wrong):
     with pytest.raises(ConfigError):
         build(Shares, wrong)

@@ -257,7 +257,9 @@ def test_a_teacher_of_another_robot_is_refused(seeing, teacher, tmp_path):
 def test_only_a_diffusion_policy_is_a_teacher(configured, blind, tmp_path):
     student = train(configured("em", {"steps": 1}), tmp_path / "em")
     values = toy.config("vdd", "mixture", blind.root, teacher=str(student.path))
-    with pytest.raises(PolicyError, match="is of kind 'mixture'; expected 'diffusion', 'window', 'mode' or 'few_step'; give --teacher"):
+    with pytest.raises(
+        PolicyError, match="is of kind 'mixture'; expected 'diffusion', 'window', 'mode' or 'few_step'; give --teacher"
+    ):
         TrainingRun(build(TrainConfig, values), str(tmp_path / "student"), progress=False)
 
 
@@ -273,7 +275,7 @@ def test_em_refuses_options_without_meaning(wrong):
 
 
 def imc_weights(means, log_gate, actions, eta):
-    """The curriculum of each expert by numpy in float64: softmax over the batch of the log-likelihood over eta plus the log-gate."""
+    """The curricula by numpy in float64: softmax over the batch of the log-likelihood over eta plus the log-gate."""
     log_probs = -0.5 * ((actions[:, None] - means) ** 2).sum(axis=2) - 0.5 * actions.shape[1] * np.log(2 * np.pi)
     joint = log_probs / eta + log_gate
     weights = np.exp(joint - joint.max(axis=0))

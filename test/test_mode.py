@@ -30,7 +30,9 @@ def inputs(rows: int = 3):
 @pytest.mark.parametrize("layers, features, published", [(8, 512, 456_022_055), (8, 2048, 459_167_783), (12, 2048, 685_853_751)])
 def test_parameters_are_those_of_the_released_sizes(layers, features, published):
     with torch.device("meta"):
-        made = ModeNetwork(ModeSizes(action=7, horizon=10, goal=512, cameras=2, features=features, width=1024, depth=layers, heads=8))
+        made = ModeNetwork(
+            ModeSizes(action=7, horizon=10, goal=512, cameras=2, features=features, width=1024, depth=layers, heads=8)
+        )
     unused = 1024 * features  # the release holds an embedding of the wrist camera that it never uses
     assert sum(p.numel() for p in made.parameters()) == published - unused
 
@@ -142,7 +144,9 @@ def test_a_dense_network_has_no_router_and_no_balance():
 def test_a_dense_network_of_double_ratio_has_the_active_parameters_of_two_experts_but_for_the_router():
     def active(made):
         routers = sum(p.numel() for n, p in made.named_parameters() if "router" in n)
-        idle = sum(p.numel() for n, p in made.named_parameters() if ".experts." in n) // 2 if len(made.blocks[0].experts) == 4 else 0
+        idle = (
+            sum(p.numel() for n, p in made.named_parameters() if ".experts." in n) // 2 if len(made.blocks[0].experts) == 4 else 0
+        )
         return sum(p.numel() for p in made.parameters()) - routers - idle
 
     assert active(network()) == active(network(experts=1, top_k=1, expert_ratio=8.0))

@@ -24,7 +24,8 @@ from ros_vdd.policies.diffusion import SamplerConfig  # noqa: E402
 from ros_vdd.policies.graph import to_onnx  # noqa: E402
 from ros_vdd.policies.mode_deployed import schedule  # noqa: E402
 
-CHOOSING = {"If", "Loop", "Scan", "Where", "Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "TopK", "NonZero", "ArgMax"}
+GATHERING = {"Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements"}
+CHOOSING = {"If", "Loop", "Scan", "Where", "TopK", "NonZero", "ArgMax"} | GATHERING
 SCHEDULES = [
     SamplerConfig(steps=10, sigma_min=0.001, sigma_max=80.0, spacing="exponential", clip=False),
     SamplerConfig(steps=5, sigma_min=1.0, sigma_max=80.0, spacing="exponential", clip=True),
@@ -105,7 +106,9 @@ def test_a_router_of_tokens_is_exported_with_all_experts_and_without_choices(tmp
     assert not CHOOSING & set(nodes(path))
     with torch.inference_mode():
         expected = policy({"state": torch.from_numpy(state)}, torch.from_numpy(noise)).numpy()
-    np.testing.assert_allclose(session(path.read_bytes()).run(None, {"state": state, "noise": noise})[0], expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        session(path.read_bytes()).run(None, {"state": state, "noise": noise})[0], expected, rtol=0, atol=2e-5
+    )
 
 
 def test_a_single_step_of_another_policy_is_refused_before_any_work(tmp_path):

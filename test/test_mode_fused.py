@@ -16,7 +16,8 @@ from ros_vdd.networks.mode_fused import fuse  # noqa: E402
 from ros_vdd.networks.mode_plan import plan  # noqa: E402
 from ros_vdd.networks.mode_step import DenseMode, ModeStep, gates, step_table  # noqa: E402
 
-SIZES = {"action": 3, "horizon": 4, "goal": 2, "ticks": 2, "cameras": 2, "features": 5, "state": 3, "width": 16, "depth": 3, "heads": 2}
+SIZES = {"action": 3, "horizon": 4, "goal": 2, "ticks": 2, "cameras": 2, "features": 5, "state": 3}
+SIZES |= {"width": 16, "depth": 3, "heads": 2}
 LONG, SHORT = exponential_sigmas(10, 0.001, 80.0), exponential_sigmas(5, 1.0, 80.0)
 SHAPES = {
     "goal, cameras and state": {},
@@ -75,7 +76,9 @@ def test_the_fused_sampler_gives_what_the_plain_one_gives(shape, sigmas, rows):
 @pytest.mark.parametrize("lean", [False, True])
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("solver", ["euler", "heun"])
-@pytest.mark.parametrize("sigmas", [LONG, SHORT, karras_sigmas(4, 0.01, 20.0), karras_sigmas(1, 0.01, 20.0)], ids=["10", "5", "karras", "1"])
+@pytest.mark.parametrize(
+    "sigmas", [LONG, SHORT, karras_sigmas(4, 0.01, 20.0), karras_sigmas(1, 0.01, 20.0)], ids=["10", "5", "karras", "1"]
+)
 def test_in_float64_it_is_the_same_algebra(sigmas, solver, clip, lean):
     made = network(torch.float64)
     noise, condition = inputs(made, 1)
@@ -160,4 +163,6 @@ def test_the_gate_input_step_serves_any_schedule(sigmas, clip):
     def step(x, gates, c, A, B, c_in):
         return ModeStep(made)(torch.from_numpy(x), condition, *map(torch.from_numpy, (gates, c, A, B, c_in))).numpy()
 
-    np.testing.assert_allclose(walk(table, step, noise.numpy(), clip), plain(made, sigmas, noise, condition, clip), rtol=0, atol=5e-6)
+    np.testing.assert_allclose(
+        walk(table, step, noise.numpy(), clip), plain(made, sigmas, noise, condition, clip), rtol=0, atol=5e-6
+    )

@@ -184,7 +184,14 @@ def _turning(**fields):
         "rate_hz": 10.0,
         "cameras": {},
         "states": {"base": base, "arm": arm},
-        "action": {"topic": "command", "joints": ["lift"], "unit": "rad", "lower": [-1.0], "upper": [1.0], "command_rate_hz": 10.0},
+        "action": {
+            "topic": "command",
+            "joints": ["lift"],
+            "unit": "rad",
+            "lower": [-1.0],
+            "upper": [1.0],
+            "command_rate_hz": 10.0,
+        },
         "safe_action": {"kind": "stop", "stale_chunk_s": 1.0},
     }
     return robot_from_mapping(plain)
@@ -219,7 +226,9 @@ def test_policies_see_cosine_and_sine_of_a_continuous_joint():
     torch = pytest.importorskip("torch", reason="the training stack needs torch")
     from ros_vdd.policies.mixture import MixtureConfig, MixturePolicy
 
-    policy = MixturePolicy(_turning(continuous=["wrist"]), MixtureConfig(n_obs_steps=1, horizon=2, n_action_steps=1, width=8, depth=1))
+    policy = MixturePolicy(
+        _turning(continuous=["wrist"]), MixtureConfig(n_obs_steps=1, horizon=2, n_action_steps=1, width=8, depth=1)
+    )
     state = torch.tensor([[[0.1, 0.2, 0.3, 0.01]], [[0.1, 0.2, 0.3, 6.2731853]]])  # 0.01 on either side of 2 pi
     seen = policy.condition({"state": state})
     assert seen.shape == (2, policy.condition_size) == (2, 5)

@@ -27,7 +27,10 @@ class TwoPlans:
     def batch(self, indices):
         kind = torch.from_numpy(indices) % 2
         flat = self.levels[kind][:, None] + 0.01 * torch.randn(len(indices), 8, generator=torch.Generator().manual_seed(1))
-        return {"actions": self.policy.action_normalizer.inverse(flat.reshape(-1, 4, 2)), "state": torch.zeros(len(indices), 2, 2)}
+        return {
+            "actions": self.policy.action_normalizer.inverse(flat.reshape(-1, 4, 2)),
+            "state": torch.zeros(len(indices), 2, 2),
+        }
 
 
 def prepared(name, initialise, trained=False, **data):
@@ -37,7 +40,9 @@ def prepared(name, initialise, trained=False, **data):
         torch.nn.init.zeros_(policy.mean_head.weight)
     module = methods.find(name)
     method = module.Method(module.Options(initialise=initialise), policy, teacher if module.NEEDS_TEACHER else None)
-    teacher.sample = lambda context, noise: 0.9 * torch.where(torch.arange(len(noise)) % 2 == 0, 1.0, -1.0)[:, None].expand(noise.shape)
+    teacher.sample = lambda context, noise: (
+        0.9 * torch.where(torch.arange(len(noise)) % 2 == 0, 1.0, -1.0)[:, None].expand(noise.shape)
+    )
     before = policy.mean_head.bias.detach().clone()
     method.prepare(TwoPlans(policy, **data), Draws(0))
     return before.reshape(2, 8), policy.mean_head.bias.detach().reshape(2, 8)

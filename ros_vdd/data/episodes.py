@@ -173,7 +173,9 @@ class EpisodeWriter:
         return name
 
     def _check(self, arrays: Mapping[str, np.ndarray]) -> int:
-        expected = {k: (s, np.uint8 if k.startswith("images.") else np.float32) for k, s in self.robot.observation_shapes().items()}
+        expected = {
+            k: (s, np.uint8 if k.startswith("images.") else np.float32) for k, s in self.robot.observation_shapes().items()
+        }
         expected["action"] = ((self.robot.action_size,), np.float32)
         if self.robot.goal:
             expected["goal"] = ((self.robot.goal_size,), np.float32)
@@ -195,7 +197,9 @@ class EpisodeWriter:
             if array.shape != (length, *shape) or array.dtype != dtype:
                 raise DataError(f"array '{key}' is {array.dtype}{array.shape}; expected {np.dtype(dtype)}{(length, *shape)}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise DataError(f"array '{key}' holds NaN or infinity, first at frame {int(np.argwhere(~np.isfinite(array))[0][0])}")
+                raise DataError(
+                    f"array '{key}' holds NaN or infinity, first at frame {int(np.argwhere(~np.isfinite(array))[0][0])}"
+                )
         self._check_goal(arrays)
         return length
 

@@ -5,8 +5,8 @@
                                                                    c_out = (s - s_min) sd / sqrt(s^2 + sd^2)
     jump          G(x, t -> s) = (s/t) x + (1 - s/t) g(x, t, s),   g preconditioned as EDM, told s beside t
 
-f(x, s_min) = x and G(x, t -> t) = x whatever the network says. Source: Song et al. 2023 (consistency models, arXiv 2303.01469), appendix C;
-Kim et al. 2024 (CTM, arXiv 2310.02279), equation 6.
+f(x, s_min) = x and G(x, t -> t) = x whatever the network says. Source: Song et al. 2023 (consistency models, arXiv 2303.01469),
+appendix C; Kim et al. 2024 (CTM, arXiv 2310.02279), equation 6.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Draws:
         """Return the mean of a scalar over all processes, detached.
 
         Gradients are averaged over processes. A loss that divides by a count, such as that of unpadded steps, therefore
-        divides by `draws.process_mean(count)`; its average is then sum / count of the whole batch. Plain means over rows need nothing.
+        divides by `draws.process_mean(count)`; its average is then sum / count of the whole batch. Plain means need nothing.
         """
         x = x.detach()
         if self.world == 1:

@@ -47,8 +47,8 @@ def evaluations(solver: str, steps: int) -> int:
 def reflected(estimate: Tensor, bound: float | None) -> Tensor:
     """Return a clean estimate cut to [-bound, bound], where normalised actions live; None leaves it.
 
-    What is formed from it afterwards, a slope or the noise in x, agrees with the cut estimate: the practical form of a diffusion that is
-    reflected at the box (Lou & Ermon 2023, arXiv 2304.04740).
+    What is formed from it afterwards, a slope or the noise in x, agrees with the cut estimate: the practical form of a diffusion
+    that is reflected at the box (Lou & Ermon 2023, arXiv 2304.04740).
     """
     return estimate if bound is None else estimate.clamp(-bound, bound)
 

@@ -14,7 +14,7 @@ from ros_vdd.diffusion.draws import Draws
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
-    """Return the grid of `steps + 1` levels from sigma_max down to sigma_min, then 0; plain numbers, so that export sees constants.
+    """Return the grid of `steps + 1` levels from sigma_max to sigma_min, then 0; plain numbers, so that export sees constants.
 
     sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 
@@ -35,7 +35,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
 def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
     """Return the grid of `steps + 1` levels from sigma_max down to sigma_min in equal ratios, then 0.
 
-    It is the limit of `karras_sigmas` for an endless rho. Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), released configuration.
+    It is the limit of `karras_sigmas` for an endless rho. Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), as released.
     """
     if steps < 1 or not 0 < sigma_min < sigma_max:
         raise ValueError(f"steps={steps}, sigma_min={sigma_min}, sigma_max={sigma_max}: need steps >= 1 and 0 < min < max")

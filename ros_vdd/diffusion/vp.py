@@ -41,7 +41,7 @@ def equivalent_sigmas(steps: int) -> list[float]:
 
 
 def ddim_sigmas(steps: int, train_steps: int, start: float = math.inf) -> list[float]:
-    """Return the sampler's grid: `steps` of the levels up to `start`, evenly spread over t from the highest down to t = 0, then 0.
+    """Return the sampler's grid: `steps` of the levels up to `start`, evenly spread over t from the highest to t = 0, then 0.
 
     Euler's rule on this grid is DDIM with eta = 0. The top level of a cosine schedule is far above any data; an epsilon network's
     clean estimate there is junk, so starting lower, at several times the spread of the data, loses nothing.
@@ -62,8 +62,8 @@ class VpDenoiser(nn.Module):
 
     The network knows only the levels of its grid: every `sigma` is taken as the nearest of `levels` (in ln sigma).
 
-    With `sigma_data` the network F is preconditioned as in EDM, written for epsilon: what a Gaussian of that width would answer comes
-    from a formula, F answers the rest. Without, F must copy its input to within 1 / sigma at high levels, which an MLP doesn't.
+    With `sigma_data` the network F is preconditioned as in EDM, written for epsilon: what a Gaussian of that width would answer
+    comes from a formula, F answers the rest. Without, F must copy its input to within 1 / sigma at high levels; an MLP doesn't.
 
         eps = sqrt(1 - abar) / v x_vp + sqrt(abar / v) sd F(x_vp / sqrt(v), t / T, s),     v = abar sd^2 + 1 - abar
 

@@ -22,14 +22,16 @@ from ros_vdd.policies.policy import Policy
 class Method(Protocol):
     """What the training loop needs.
 
-    It may have `companions`, {name: module}: networks that are trained or averaged beside the policy and aren't part of it, such as the
-    fake score of DMD2, and `optimizers`, {name: optimizer}, which train them. Both are kept in checkpoints. `before(batch, draws, progress)`
-    is called before the loss of a step, on the same batch, and returns figures; `after()` when the policy has made its step. With
-    several processes they average the gradients of companions themselves, by `draws.process_mean`.
+    It may have `companions`, {name: module}: networks that are trained or averaged beside the policy and aren't part of it, such
+    as the fake score of DMD2, and `optimizers`, {name: optimizer}, which train them. Both are kept in checkpoints.
+    `before(batch, draws, progress)` is called before the loss of a step, on the same batch, and returns figures; `after()` when
+    the policy has made its step. With several processes they average the gradients of companions themselves, by
+    `draws.process_mean`.
 
     A method module also defines `KIND` (the kind of policy it trains), `NEEDS_TEACHER` and a dataclass `Options`; and `KINDS`
     where it trains several, of which `policy.kind` of a configuration names one. `LOSS_FALLS` is False where the loss says how
-    far two networks have come against each other, and needn't fall.
+    far two networks have come against each other, and needn't fall. `NEEDS_ENV` is True where it learns from what the policy earns:
+    its `practise(episodes)` is then called with what was played by `rollouts` of the configuration.
     """
 
     def __init__(self, options, policy: Policy, teacher: Policy | None):

@@ -19,8 +19,8 @@ def masked_mean(errors: Tensor, mask: Tensor, draws: Draws) -> Tensor:
 
 
 def validated(method, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
-    """Return the loss, "action_rmse" of the student's chunk against the recorded one, and "teacher_rmse" against what the teacher makes of
-    the same noise; the last means something for methods that keep the teacher's trajectories."""
+    """Return the loss, "action_rmse" of the student's chunk against the recorded one, and "teacher_rmse" against what the teacher
+    makes of the same noise; the last means something for methods that keep the teacher's trajectories."""
     _, figures = method.loss(batch, draws, 1.0)
     policy, teacher = method.policy, method.teacher
     noise = draws.normal((len(batch["actions"]), *policy.noise_shape))
@@ -39,7 +39,9 @@ def require_frozen_encoders(policy: Policy) -> None:
         ConfigError: an encoder isn't frozen.
     """
     if any(p.requires_grad for p in policy.encoders.parameters()):
-        raise ConfigError("'freeze_encoder' is false; this method keeps the teacher's image encoders as they are: set freeze_encoder: true")
+        raise ConfigError(
+            "'freeze_encoder' is false; this method keeps the teacher's image encoders as they are: set freeze_encoder: true"
+        )
 
 
 @torch.no_grad()

@@ -46,7 +46,9 @@ def chunk_clusters(policy: MixturePolicy, data, draws: Draws, chunks: Callable[[
 
     indices = np.unique(np.linspace(0, len(data) - 1, min(_SAMPLES, len(data))).astype(int))
     if len(indices) < policy.config.experts:
-        raise DataError(f"{len(indices)} windows are too few for the k-means of {policy.config.experts} experts; use fewer experts")
+        raise DataError(
+            f"{len(indices)} windows are too few for the k-means of {policy.config.experts} experts; use fewer experts"
+        )
     take = chunks or (lambda batch: policy.from_chunk(batch["actions"]))
     parts = [take(data.batch(indices[i : i + _BLOCK])) for i in range(0, len(indices), _BLOCK)]
     points = torch.cat(parts).double().cpu().numpy()

@@ -7,8 +7,8 @@
     buffer     an earlier state of one of the last two, with the observation that it belongs to
 
 A share of student states is DDIL: the student is labelled where its own steps lead, not only where demonstrations lie. Drawn per
-row, never differentiable. At the highest level all sources are pure noise and the same. Source: Garrepalli et al. 2024 (DDIL, arXiv
-2410.11971); the shares, their warm-up and the buffer are our own.
+row, never differentiable. At the highest level all sources are pure noise and the same. Source: Garrepalli et al. 2024 (DDIL,
+arXiv 2410.11971); the shares, their warm-up and the buffer are our own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORWARD, TEACHER, STUDENT, BUFFER = range(4)
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the four sources, which add up to 1; the last three grow linearly to theirs over the first `warmup` of the training.
+    """Shares of the four sources, which add up to 1; the last three grow linearly over the first `warmup` of the training.
 
     `capacity`: states that the buffer keeps, the oldest make room.
     """
@@ -146,7 +146,8 @@ class StateSource:
         states, _ = self.policy.walk(context, noise)
         self.policy.train(training)
         stops = torch.tensor(self.policy.stops, device=index.device)
-        return torch.stack(states, dim=1)[torch.arange(len(index), device=index.device), (index[:, None] == stops).float().argmax(dim=1)]
+        reached = (index[:, None] == stops).float().argmax(dim=1)
+        return torch.stack(states, dim=1)[torch.arange(len(index), device=index.device), reached]
 
     def _remembered(self, states: States, draws: Draws) -> States:
         """Keep what was rolled out, and exchange the rows of the buffer's share for earlier ones."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DxMI: an energy learns to be low where demonstrations lie and high where the student goes, which descends it, held wide by entropy.
+"""DxMI: an energy is to be low where demonstrations lie and high where the student goes, which descends it, held wide by entropy.
 
     E:      min  E_demo[E(o, a)] - E_pi[E(o, x_T)] + gamma (E_demo[E^2] + E_pi[E^2])     a and x_T at the same o
     V, pi:  `ros_vdd.methods._dxdp`, with V(., T) = E: one network
 
-At the optimum exp(-D E / tau) is the demonstrations' density, so E tells how strange a chunk is; without the entropy (tau = 0) it is
-flat where the student is right. Each o's normaliser cancels in the loss: energies of different observations can't be compared, only
-ranked among the policy's chunks at the same o. It is inverse reinforcement learning over denoising, not of the robot's task.
+At the optimum exp(-D E / tau) is the demonstrations' density, so E tells how strange a chunk is; without the entropy (tau = 0) it
+is flat where the student is right. Each o's normaliser cancels in the loss: energies of different observations can't be compared,
+only ranked among the policy's chunks at the same o. It is inverse reinforcement learning over denoising, not of the robot's task.
 
 Source: Yoon et al. 2024 (DxMI, arXiv 2407.00626), algorithm 1; `ros_vdd.methods._dxdp` says what differs.
 """
@@ -31,8 +31,8 @@ NEEDS_TEACHER = True
 
 @dataclass(frozen=True)
 class Options(Costs):
-    """Those of `Costs`. `gamma`: how much energies are held to 0. `warm_start`: begin as the teacher's network where the shapes agree;
-    false for a run with `start`."""
+    """Those of `Costs`. `gamma`: how much energies are held to 0. `warm_start`: begin as the teacher's network where the shapes
+    agree; false for a run with `start`."""
 
     gamma: float = 1.0
     warm_start: bool = True
@@ -80,8 +80,8 @@ class Method:
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return the value ahead of a step plus its cost, over the walks of `before`.
 
-        It rises while the energy learns to tell the student, so "loss" is the walks' squared distance from the recorded chunks; the
-        objective is "step_loss".
+        It rises while the energy learns to tell the student, so "loss" is the walks' squared distance from the recorded chunks;
+        the objective is "step_loss".
         """
         loss = self.program.step_loss(self._walked, draws)
         clean, mask = self.policy.targets(batch)
@@ -108,8 +108,8 @@ class Method:
         """Return the loss and its root, mean energies, and two figures of how well a density was learned.
 
         "auc": the chance that a recorded chunk has a lower energy than one drawn from the whole box; 0.5 tells nothing.
-        "energy_score": E|x - a| - E|x - x'| / 2 of two chunks x, x' of the student, lowest where they are drawn as the recorded ones
-        (Gneiting & Raftery 2007).
+        "energy_score": E|x - a| - E|x - x'| / 2 of two chunks x, x' of the student, lowest where they are drawn as the recorded
+        ones (Gneiting & Raftery 2007).
         """
         clean, mask = self.policy.targets(batch)
         context = self.policy.context(batch)
@@ -144,5 +144,5 @@ def require_critic(policy: FewStepPolicy, method: str) -> None:
         raise ConfigError(f"'policy.critic' is missing; {method} trains one beside the student: critic: {{width: 256, depth: 3}}")
     if any(p.requires_grad for p in policy.encoders.parameters()):
         raise ConfigError(
-            f"'freeze_encoder' is false; the critic of {method} reads the encoder's features, which must stay: freeze_encoder: true"
+            f"'freeze_encoder' is false; the critic of {method} reads the encoder's features, which must stay: set it to true"
         )

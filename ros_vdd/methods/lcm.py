@@ -6,8 +6,8 @@
 
 Half the teacher's evaluations of `consistency`, and labels reach the top in k times fewer hops; but the student can't become
 better than the teacher walking by steps of that size. Source: Luo et al. 2023 (LCM, arXiv 2310.04378), algorithm 1, without
-guidance; here for the variance-exploding process, at all levels of the grid unless `levels` says otherwise, and for actions, which
-need no latent space (as in ManiCM, arXiv 2406.01586).
+guidance; here for the variance-exploding process, at all levels of the grid unless `levels` says otherwise, and for actions,
+which need no latent space (as in ManiCM, arXiv 2406.01586).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Method(consistency.Method):
         if options.levels == "solver" and (off := [i for i in policy.stops if i % options.skip]):
             raise ConfigError(
                 f"'options.levels' is 'solver', 'options.skip' {options.skip}: a walk of 'policy.sampler.steps' "
-                f"{policy.config.sampler.steps} over 'policy.grid' {policy.config.grid} also stops at level {off[0]}, which isn't "
-                "trained; expected a skip that divides all stops, or levels: grid"
+                f"{policy.config.sampler.steps} over 'policy.grid' {policy.config.grid} also stops at level {off[0]}, which "
+                "isn't trained; expected a skip that divides all stops, or levels: grid"
             )
 
     def drawn(self, count: int, draws: Draws) -> Tensor:

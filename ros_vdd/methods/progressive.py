@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progressive distillation: one step of the student lands where several steps of its teacher land.
 
-    x'' = the teacher's Euler steps from x_t to x_t''        t'' the next level of the student's walk
-    target = (x'' - (t''/t) x_t) / (1 - t''/t),  L = E w(t) || D(x_t; t, s) - target ||^2,   w = max(1 / t^2, 1) in units of sigma_data
+    x''    = the teacher's Euler steps from x_t to x_t''     t'' the next level of the student's walk
+    target = (x'' - (t''/t) x_t) / (1 - t''/t)
+    L      = E w(t) || D(x_t; t, s) - target ||^2            w = max(1 / t^2, 1) in units of sigma_data
 
-One stage is one training; give its student as `--teacher` to the next for half the steps, and let all stages have the first one's grid: a
-student answers only at the levels it was trained on, and of another grid those are others. Source: Salimans & Ho 2022 (arXiv
-2202.00512), algorithm 2, here for the variance-exploding process; more than two sub-steps, and a grid's end at 0, are our own.
+One stage is one training; give its student as `--teacher` to the next for half the steps, and let all stages have the first one's
+grid: a student answers only at the levels it was trained on, and of another grid those are others. Source: Salimans & Ho 2022
+(arXiv 2202.00512), algorithm 2, here for the variance-exploding process; more than two sub-steps, and a grid's end at 0, are our
+own.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ NEEDS_TEACHER = True
 
 @dataclass(frozen=True)
 class Options:
-    """`substeps`: steps of the teacher in one of the student. `states`: where the noised chunks come from. `warm_start`: begin as the
-    teacher's network where the shapes agree."""
+    """`substeps`: steps of the teacher in one of the student. `states`: where the noised chunks come from. `warm_start`: begin as
+    the teacher's network where the shapes agree."""
 
     substeps: int = 2
     states: Shares = field(default_factory=Shares)
@@ -48,7 +50,9 @@ class Method:
     def __init__(self, options: Options, policy: FewStepPolicy, teacher: DiffusionPolicy):
         config = policy.config
         if config.walk != "euler":
-            raise ConfigError(f"'policy.walk' is '{config.walk}'; progressive distillation trains a student that walks by 'euler'")
+            raise ConfigError(
+                f"'policy.walk' is '{config.walk}'; progressive distillation trains a student that walks by 'euler'"
+            )
         self.stride, rest = divmod(config.grid, config.sampler.steps * options.substeps)
         if rest or not self.stride:
             raise ConfigError(
@@ -80,8 +84,8 @@ class Method:
 
     @torch.no_grad()
     def label(self, x: Tensor, index: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the levels `(B,)` of states x `(B, D)` at `index` of the grid, and the clean estimate `(B, D)` whose one step lands
-        where the teacher's `substeps` do."""
+        """Return the levels `(B,)` of states x `(B, D)` at `index` of the grid, and the clean estimate `(B, D)` whose one step
+        lands where the teacher's `substeps` do."""
         grid = torch.tensor(self.policy.grid, device=x.device)
         ask = lambda y, s: self.teacher.clean(y, s, context)  # noqa: E731
         landed = x
@@ -93,5 +97,5 @@ class Method:
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
-        """Return the loss, the error against the recorded chunk, and the distance from where the teacher ends from the same noise."""
+        """Return the loss, the error against the recorded chunk, and the distance from the teacher's end from the same noise."""
         return validated(self, batch, draws)

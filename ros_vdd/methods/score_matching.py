@@ -2,7 +2,7 @@
 """Train a diffusion teacher by denoising score matching.
 
     VE: L = E w(sigma) || D(a + sigma n; sigma, s) - a ||^2,   w = (sigma^2 + sd^2) / (sigma sd)^2,   ln sigma normal
-    VP: L = E || eps(sqrt(abar_t) a + sqrt(1 - abar_t) n, t, s) - n ||^2,                             t uniform on 0..T-1, or as VE
+    VP: L = E || eps(sqrt(abar_t) a + sqrt(1 - abar_t) n, t, s) - n ||^2,                       t uniform on 0..T-1, or as VE
 
 Both are one loss, with w = 1 / sigma_t^2 for VP. Padded steps don't count. Source: Karras et al. 2022 (EDM, arXiv 2206.00364),
 equation 2 and table 1; Ho et al. 2020 (DDPM, arXiv 2006.11239), equation 14.
@@ -66,7 +66,9 @@ class Method:
         if levels is not None and options.vp_levels == "uniform":
             return levels[draws.integers(len(levels), (count,))]
         low, high = (sampler.sigma_min, sampler.sigma_max) if levels is None else (levels[0].item(), levels[-1].item())
-        return self.policy.nearest_level(log_normal_sigmas(count, options.log_sigma_mean, options.log_sigma_std, low, high, draws))
+        return self.policy.nearest_level(
+            log_normal_sigmas(count, options.log_sigma_mean, options.log_sigma_std, low, high, draws)
+        )
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:

@@ -3,7 +3,7 @@
 
 For each expert z, with a = mu_z + L_z n, D numbers in a chunk and sg = stop-gradient:
 
-    L_experts = -1/D sum_z sg[q(z|s)] ( sg[g(a, s)]^T a + ln q~(z|a,s) + H(q(.|s,z)) )      g = grad_a ln p(a; sigma | s), the teacher's
+    L_experts = -1/D sum_z sg[q(z|s)] ( sg[g(a, s)]^T a + ln q~(z|a,s) + H(q(.|s,z)) )   teacher: g = grad_a ln p(a; sigma | s)
     L_gate    = -sum_z sg[q~(z|a*,s)] ln q(z|s)                                          a* a recorded (or the teacher's) chunk
     ln q~(z|a,s) = l_z - logsumexp_j l_j                                                 parameters inside q~ are detached
 
@@ -38,8 +38,8 @@ NEEDS_TEACHER = True
 class Options:
     """Samples an expert and the teacher's noise levels, in normalised action units.
 
-    `levels`: how the level is drawn between `sigma_min` and `sigma_max`: `log_uniform`, `uniform`, `fixed` (at `sigma_min`) or `anneal`
-    (falling linearly from `sigma_max` to `sigma_min`); of a VP teacher, which knows some levels only, those between the two.
+    `levels`: how the level is drawn between `sigma_min` and `sigma_max`: `log_uniform`, `uniform`, `fixed` (at `sigma_min`) or
+    `anneal` (falling linearly from `sigma_max` to `sigma_min`); of a VP teacher, which knows some levels only, those between.
     `noise`: `matched` compares the smoothed student with the smoothed teacher, `clean` asks about clean samples, as published.
     `score_rule`: `released` is the official code's rule for VP teachers, which is biased; for comparison.
     `initialise`: where the experts begin: `spread` poses, `kmeans` of recorded chunks, or of chunks of the `teacher`.
@@ -134,7 +134,7 @@ class Method:
         return moved
 
     def _experts(self, mixture: Mixture, frozen: Mixture, context: Tensor, draws: Draws, progress: float) -> Tensor:
-        """Return L_experts; of each expert V samples `(B, K, V, D)` are drawn and the teacher is asked about all of them at once."""
+        """Return L_experts; of each expert V samples `(B, K, V, D)` are drawn, and the teacher is asked about all at once."""
         options, experts = self.options, mixture.experts
         batch, count, size = experts.mean.shape
         if options.noise == "matched":  # one level a row: the experts of one responsibility must be equally smoothed

@@ -3,8 +3,8 @@
 
     V(x_t, t | o),   t = 0 (noise) .. T (the chunk),   V(., T) = E
 
-One network is both, so an energy can be told at run time by the value that a student was trained with. Its slope is written out, as
-a graph holds no autograd. Source: Yoon et al. 2024 (DxMI, arXiv 2407.00626); that it sees which numbers count is our own.
+One network is both, so an energy can be told at run time by the value that a student was trained with. Its slope is written out,
+as a graph holds no autograd. Source: Yoon et al. 2024 (DxMI, arXiv 2407.00626); that it sees which numbers count is our own.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@
 
 The second residual adds to the normalised stream, as in the released code (the paper's equation 8 adds to the stream itself).
 
-Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), section 3, and the layout of the released code (intuitive-robots/MoDE_Diffusion_Policy,
-72cf8a2). Differs: any number of cameras and ticks, a token for joint states, the balance loss over the router's full softmax.
+Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), section 3, and the layout of the released code
+(intuitive-robots/MoDE_Diffusion_Policy, 72cf8a2). Differs: any number of cameras and ticks, a token for joint states, the balance
+loss over the router's full softmax.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, L, width)` to `(B, L, width)`; output i depends on tokens 0..i only."""
-        query, key, value = (part(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        query, key, value = (
+            part(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
         dropout = self.dropout if self.training else 0.0
         query, key = self.query_norm(query), self.key_norm(key)
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
@@ -182,7 +185,7 @@ def chosen_experts(probabilities: Tensor, top_k: int, sampled: bool = False) -> 
 
 
 class ModeBlock(nn.Module):
-    """One layer. After a forward pass in training `balance` holds its balance loss, and `usage` `(E,)` the share of each expert."""
+    """One layer. After a forward pass in training `balance` is its balance loss, and `usage` `(E,)` the share of each expert."""
 
     def __init__(self, sizes: ModeSizes):
         super().__init__()
@@ -300,7 +303,7 @@ def check_sizes(sizes: ModeSizes) -> None:
         raise ValueError(f"'top_k' is {sizes.top_k}; expected 1 to 'experts' {sizes.experts}")
     if sizes.depth < 1 or sizes.hidden < 1:
         raise ValueError(
-            f"'depth' is {sizes.depth}, 'expert_ratio' {sizes.expert_ratio}; expected depth >= 1 and a ratio that leaves a hidden number"
+            f"'depth' is {sizes.depth}, 'expert_ratio' {sizes.expert_ratio}; expected depth >= 1 and a ratio that leaves a number"
         )
     if sizes.router not in ("noise", "token"):
         raise ValueError(f"'router' is '{sizes.router}'; expected 'noise' or 'token'")

@@ -7,7 +7,7 @@
     prefix        what comes before the actions doesn't see them: keys and values once a chunk, all levels in one sweep
     sampler       x <- A x + B F in float32
 
-Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), section 3.3.1, for the routing. The rest is algebra on `ros_vdd.networks.mode`.
+Source: Reuss et al. 2025 (MoDE, arXiv 2412.12953), section 3.3.1, for routing. The rest is algebra on `ros_vdd.networks.mode`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ SOLVERS = ("euler", "heun")
 
 
 def fuse(
-    network: ModeNetwork, sigmas: Sequence[float], sigma_data: float, clip: bool = False, solver: str = "euler", lean: bool = False
+    network: ModeNetwork,
+    sigmas: Sequence[float],
+    sigma_data: float,
+    clip: bool = False,
+    solver: str = "euler",
+    lean: bool = False,
 ) -> FusedMode:
     """Return a network's sampler over a schedule; it shares the experts' weights, so fuse again after they change.
 
@@ -35,8 +40,8 @@ def fuse(
         sigma_data: of the denoiser.
         clip: cut every clean estimate to [-1, 1].
         solver: "euler" or "heun".
-        lean: weights stand on the left of every product. Of a weight on the right ONNX Runtime keeps a rearranged copy for each use,
-            up to twice as fast while all copies fit into the cache; one on the left it leaves as it is.
+        lean: weights stand on the left of every product. Of a weight on the right ONNX Runtime keeps a rearranged copy for each
+            use, up to twice as fast while all copies fit into the cache; one on the left it leaves as it is.
 
     Raises:
         ValueError: a router reads tokens, or there is no such solver.
@@ -55,7 +60,9 @@ class FusedMode(nn.Module):
         self.network = network
         with torch.no_grad():
             precise = _first_token(network, levels)
-            self.layers = nn.ModuleList(FusedLayer(*parts, levels, i, lean) for i, parts in enumerate(zip(network.blocks, precise)))
+            self.layers = nn.ModuleList(
+                FusedLayer(*parts, levels, i, lean) for i, parts in enumerate(zip(network.blocks, precise))
+            )
             width = network.sizes.width**0.5
             self.leave = _constant(network.leave.weight * network.norm.gain * width)
         before, own = network.sizes.prefix, network.sizes.horizon
@@ -140,7 +147,9 @@ class FusedLayer(nn.Module):
         self.routes = [list(zip(level.experts[index], level.weights[index])) for level in levels]
         self.experts = nn.ModuleDict({str(e): block.experts[e] for e in sorted({e for route in self.routes for e, _ in route})})
         self.shared = block.shared
-        self.runs = [list(run) for _, run in itertools.groupby(range(len(levels)), key=lambda i: sorted(e for e, _ in self.routes[i]))]
+        self.runs = [
+            list(run) for _, run in itertools.groupby(range(len(levels)), key=lambda i: sorted(e for e, _ in self.routes[i]))
+        ]
         for name in self.experts:
             shares = [dict(route)[int(name)] for route in self.routes if int(name) in dict(route)]
             self.register_buffer(f"shares_{name}", biases.new_tensor(shares)[:, None, None].to(dtype))
@@ -160,7 +169,7 @@ class FusedLayer(nn.Module):
         """Map the tokens before the actions `(1 or S, B * (P - 1), width)` at all levels at once.
 
         Returns:
-            The tokens after this layer `(S, B * (P - 1), width)`, None of the last one; keys and values `(S * B, heads, P, head)`.
+            The tokens after this layer `(S, B * (P - 1), width)`, None of the last; keys and values `(S * B, heads, P, head)`.
         """
         steps, rows = len(self.routes), shape[0]
         wide = nn.functional.linear(_unit(x).flatten(0, 1), self.enter).unflatten(0, (len(x), -1)) + self.all_biases
@@ -204,7 +213,7 @@ class FusedLayer(nn.Module):
         return mixed if self.shared is None else mixed + self._answer(x, self.shared)
 
     def _answer(self, x: Tensor, expert: Expert) -> Tensor:
-        """Return an expert's answer to `(S, N, width)`; products are those of the loop, so that a graph holds each weight one way round."""
+        """Return an expert's answer to `(S, N, width)`; products as in the loop, so that a graph holds each weight once."""
         rows = x.flatten(0, 1)
         value, gate = nn.functional.linear(rows, expert.enter.weight, expert.enter.bias).chunk(2, dim=1)
         hidden, leave = value * nn.functional.silu(gate), expert.leave.weight

@@ -87,7 +87,8 @@ def require_noise_router(network: ModeNetwork) -> None:
     """
     if network.sizes.routes_tokens:
         raise ValueError(
-            "'router' is 'token'; only a router that reads the noise can be resolved ahead of the observation. Evaluate all experts instead"
+            "'router' is 'token'; only a router that reads the noise can be resolved ahead of the observation. Evaluate all "
+            "experts instead"
         )
 
 

@@ -87,8 +87,8 @@ class ModeStep(nn.Module):
 def step_table(network: ModeNetwork, sigmas: Sequence[float], sigma_data: float, clip: bool = False) -> dict[str, Tensor]:
     """Return what `ModeStep` is given at each of S levels: "gates" `(S, layers, E)`, "c" `(S, width)`, "A", "B", "c_in" `(S, 1)`.
 
-    Beside these "sigma" and "ratio" `(S,)`. Begin with unit noise times sigma[0]. Without clip x becomes step(x, ...). With clip A and B
-    are those of the clean estimate, and x becomes ratio x + (1 - ratio) clamp(step(x, ...), -1, 1).
+    Beside these "sigma" and "ratio" `(S,)`. Begin with unit noise times sigma[0]. Without clip x becomes step(x, ...). With clip
+    A and B are those of the clean estimate, and x becomes ratio x + (1 - ratio) clamp(step(x, ...), -1, 1).
 
     Raises:
         ValueError: a router reads tokens.

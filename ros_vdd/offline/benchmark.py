@@ -102,5 +102,7 @@ def table(rows: list[dict]) -> str:
             f"{row['parameters'] or 0:11,}"
         )
     first = rows[0]
-    lines.append(f"{first['backend']}, batch 1, {first['runs']} runs each, {first['hardware']}, peak memory {first['rss_mb']:.0f} MB")
+    lines.append(
+        f"{first['backend']}, batch 1, {first['runs']} runs each, {first['hardware']}, peak memory {first['rss_mb']:.0f} MB"
+    )
     return "\n".join(lines)

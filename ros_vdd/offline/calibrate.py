@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ros-vdd calibrate`: where a policy's own figure of its plans stops being ordinary, measured on demonstrations.
 
-A demonstration is a plan that went well: what is still to come of it, under each of its observations, stands for what will be left
-of a plan that goes well. The bound is the figure's 99 % quantile on the strange side.
+A demonstration is a plan that went well: what is still to come of it, under each of its observations, stands for what will be
+left of a plan that goes well. The bound is the figure's 99 % quantile on the strange side.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def calibrate(
     count = max(1, left // 2) if actions is None else actions
     if not 1 <= count <= left or not 0.5 < quantile < 1 or windows < 1:
         raise ConfigError(
-            f"'actions' is {count}, 'quantile' {quantile}, 'windows' {windows}; expected 1 to {left} (those that are left of a plan "
+            f"'actions' is {count}, 'quantile' {quantile}, 'windows' {windows}; expected 1 to {left} (those left of a plan "
             "at the next one), above 0.5 and below 1, and at least 1"
         )
     monitor = open_monitor(replace(bundle, manifest=replace(bundle.manifest, calibration={})), backend)

@@ -14,7 +14,9 @@ HELP = "distil a teacher into a fast student"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("config", nargs="?", help="training configuration: a path, or a shipped name such as pusht_vdd")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="fields to set, for example options.samples=4")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="fields to set, for example options.samples=4"
+    )
     parser.add_argument("--teacher", help="policy folder of the teacher, instead of the configuration's")
     parser.add_argument("--data", help="episode store to use instead of the configuration's")
     parser.add_argument("--out", help="policy folder to write (default: runs/NAME)")

@@ -164,7 +164,9 @@ def check_robot(name: str) -> Finding:
     except RosVddError as error:
         return Finding("robot", "error", str(error), "correct the file; config/robots/example_arm.yaml explains every key")
     cameras = ", ".join(robot.cameras) or "none"
-    detail = f"{robot.name}: cameras {cameras}; {robot.state_size} state values; {robot.action_size} joints at {robot.rate_hz:g} Hz"
+    detail = (
+        f"{robot.name}: cameras {cameras}; {robot.state_size} state values; {robot.action_size} joints at {robot.rate_hz:g} Hz"
+    )
     if robot.goal:
         told = f"{len(robot.goal.tasks)} tasks" if robot.goal.tasks else f"{robot.goal.size} numbers"
         detail += f"; goal of {told} on '{robot.goal.topic}'"

@@ -30,7 +30,9 @@ def require_gates(policy, path: Path) -> None:
     if policy.kind != "mode":
         raise PolicyError(f"'{path}' is a {policy.kind} policy; only a MoDE policy has a single step. Leave --single-step out")
     if policy.network.sizes.routes_tokens:
-        raise PolicyError(f"'{path}' routes each token by itself, so its experts can't be given as gates. Leave --single-step out")
+        raise PolicyError(
+            f"'{path}' routes each token by itself, so its experts can't be given as gates. Leave --single-step out"
+        )
 
 
 def step_graphs(policy, example: Mapping[str, np.ndarray]) -> dict[str, bytes]:

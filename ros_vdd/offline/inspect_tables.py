@@ -43,8 +43,9 @@ def show_store(content: dict[str, Any]) -> str:
 def show_policy(content: dict[str, Any]) -> str:
     """Return the description of a policy."""
     kind = f"{content['policy_kind']}" + (f" of {content['experts']} experts" if content["experts"] else "")
+    evaluations = f"{content['nfe']} network evaluation{'s' * (content['nfe'] != 1)}"
     lines = [
-        f"policy {content['path']}: {content['name']}, {kind}, {content['nfe']} network evaluation{'s' * (content['nfe'] != 1)} a chunk",
+        f"policy {content['path']}: {content['name']}, {kind}, {evaluations} a chunk",
         f"robot {content['robot']} at {content['rate_hz']:g} Hz",
         *(f"input {name} {tuple(shape)}" for name, shape in content["inputs"].items()),
         *([f"remembers its last {content['past_actions'][0]} actions"] if content["past_actions"] else []),

@@ -12,7 +12,9 @@ HELP = "train a teacher, a mixture or an image encoder from an episode store"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("config", help="training configuration: a path, or a shipped name such as pusht_teacher")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="fields to set, for example loop.steps=1000 seed=1")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="fields to set, for example loop.steps=1000 seed=1"
+    )
     parser.add_argument("--data", help="episode store to use instead of the configuration's")
     parser.add_argument("--out", help="policy folder to write (default: runs/NAME)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")

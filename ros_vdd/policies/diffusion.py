@@ -30,9 +30,9 @@ from ros_vdd.streams.spec import RobotSpec
 class SamplerConfig:
     """The deterministic sampler; levels in normalised action units.
 
-    A VP policy takes `steps` of its own levels, beginning at the highest up to `start` (None: the top one); `sigma_min`, `sigma_max`,
-    `spacing` and `rho` are for VE. `spacing`: "karras" with `rho`, or "exponential", in equal ratios. `clip` cuts every clean estimate
-    to the range of the recorded actions.
+    A VP policy takes `steps` of its own levels, beginning at the highest up to `start` (None: the top one); `sigma_min`,
+    `sigma_max`, `spacing` and `rho` are for VE. `spacing`: "karras" with `rho`, or "exponential", in equal ratios. `clip` cuts
+    every clean estimate to the range of the recorded actions.
     """
 
     solver: Literal["euler", "heun"] = "euler"
@@ -59,8 +59,8 @@ class SamplerConfig:
 class DiffusionConfig(PolicyConfig):
     """Network, noise process and sampler of a diffusion policy.
 
-    `process`: "ve" is EDM with any noise level; "vp" is DDPM with `vp_steps` (T) discrete levels. `sigma_data`: standard deviation of
-    normalised actions.
+    `process`: "ve" is EDM with any noise level; "vp" is DDPM with `vp_steps` (T) discrete levels. `sigma_data`: standard
+    deviation of normalised actions.
     """
 
     width: int = 256
@@ -95,7 +95,9 @@ def check_vp_sampler(sampler: SamplerConfig, vp_steps: int) -> None:
     levels = sum(sigma <= start for sigma in equivalent_sigmas(vp_steps))
     if sampler.steps > levels:
         below = "" if sampler.start is None else f" up to 'sampler.start' {start:g}"
-        raise ConfigError(f"'sampler.steps' is {sampler.steps}; a VP policy of 'vp_steps' {vp_steps} has no more than {levels} levels{below}")
+        raise ConfigError(
+            f"'sampler.steps' is {sampler.steps}; a VP policy of 'vp_steps' {vp_steps} has no more than {levels} levels{below}"
+        )
     if sampler.solver != "euler":
         raise ConfigError(f"'sampler.solver' is '{sampler.solver}'; a VP policy samples by 'euler', which is DDIM")
 
@@ -130,7 +132,7 @@ class DiffusionPolicy(Policy):
         return self.denoiser.levels if self.config.process == "vp" else None
 
     def nearest_level(self, sigma: Tensor) -> Tensor:
-        """Return the level that the network takes each of sigma `(B,)` for: the nearest of `levels` in ln sigma, or sigma itself."""
+        """Return the level that the network takes each of sigma `(B,)` for: the nearest of `levels` in ln sigma, or itself."""
         return sigma if self.levels is None else self.levels[self.denoiser.step(sigma)]
 
     def context(self, batch: Mapping[str, Tensor], draws: Draws | None = None) -> Tensor:
@@ -153,7 +155,7 @@ class DiffusionPolicy(Policy):
 
     @torch.no_grad()
     def clean(self, a: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """Return the clean estimate `(B, D)` of noised chunks `(B, D)` at levels sigma `(B,)`, cut to [-1, 1] where `sampler.clip`; detached.
+        """Return clean estimates `(B, D)` of chunks noised at levels sigma `(B,)`, cut to [-1, 1] where `sampler.clip`; detached.
 
         It is a + sigma^2 score(a), Tweedie's formula, so any policy with a score has one.
         """

@@ -95,8 +95,8 @@ def energy_to_onnx(policy: FewStepPolicy, example: Mapping[str, np.ndarray]) -> 
 def step_to_onnx(policy: ModePolicy, observation: Mapping[str, np.ndarray]) -> tuple[bytes, bytes]:
     """Return two graphs of a MoDE policy that serve any schedule: observation to "condition" `(1, O)`, and one step of a sampler.
 
-    The step takes "x" `(1, H * A)`, "condition", "gates" `(layers, E)`, "c" `(width,)`, "A", "B" and "c_in" `(1,)`, and gives "next"
-    `(1, H * A)`; `ros_vdd.policies.mode_deployed.schedule` has the numbers of a schedule.
+    The step takes "x" `(1, H * A)`, "condition", "gates" `(layers, E)`, "c" `(width,)`, "A", "B" and "c_in" `(1,)`, and gives
+    "next" `(1, H * A)`; `ros_vdd.policies.mode_deployed.schedule` has the numbers of a schedule.
 
     Raises:
         ValueError: the router reads tokens.
@@ -134,8 +134,8 @@ def _require_size(module: nn.Module) -> None:
     size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     if size > MAX_BYTES:
         raise EngineError(
-            f"the weights are {size / 1e9:.2f} GB; an ONNX graph holds its weights itself, at most {MAX_BYTES / 1e9:.2f} GB of them "
-            "(protobuf's limit). The policy runs in PyTorch: --backend eager, or the node's parameter backend:=eager"
+            f"the weights are {size / 1e9:.2f} GB; an ONNX graph holds its weights itself, at most {MAX_BYTES / 1e9:.2f} GB "
+            "of them (protobuf's limit). The policy runs in PyTorch: --backend eager, or the node's parameter backend:=eager"
         )
 
 
@@ -159,7 +159,8 @@ def _require_plain(graph: bytes) -> None:
 
     model = onnx.load_model_from_string(graph)
     onnx.checker.check_model(model)
-    random = sorted({n.op_type for part in (model.graph, *model.functions) for n in _nodes(part) if n.op_type.startswith("Random") or n.op_type in _RANDOM})
+    operators = {n.op_type for part in (model.graph, *model.functions) for n in _nodes(part)}
+    random = sorted(o for o in operators if o.startswith("Random") or o in _RANDOM)
     if random:
         raise EngineError(f"the graph holds random operators ({', '.join(random)}); randomness must be an input")
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):

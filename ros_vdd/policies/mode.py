@@ -24,8 +24,8 @@ from ros_vdd.policies.policy import check_heads
 class ModeConfig(DiffusionConfig):
     """Network, sampler and balance of a MoDE policy; the sizes are those of `ModeSizes`.
 
-    `balance_weight` is the weight of the load-balance loss, 1 where all experts are used alike. A dense transformer of the same active
-    size has experts 1, top_k 1, and expert_ratio times the top_k it replaces.
+    `balance_weight` is the weight of the load-balance loss, 1 where all experts are used alike. A dense transformer of the same
+    active size has experts 1, top_k 1, and expert_ratio times the top_k it replaces.
     """
 
     n_obs_steps: int = 1
@@ -60,7 +60,8 @@ class ModeConfig(DiffusionConfig):
 
     def sizes(self, **given: int) -> ModeSizes:
         """Return the network's sizes; `given` are those that the robot decides."""
-        names = ("horizon", "width", "depth", "heads", "experts", "top_k", "expert_ratio", "router", "shared_expert", "sampled_routing")
+        names = ("horizon", "width", "depth", "heads", "experts", "top_k", "expert_ratio", "router", "shared_expert")
+        names += ("sampled_routing",)
         names += ("dropout", "attention_dropout", "goal_dropout")
         return ModeSizes(ticks=self.n_obs_steps, **{n: getattr(self, n) for n in names}, **given)
 
@@ -80,7 +81,11 @@ class ModePolicy(DiffusionPolicy):
         state = robot.state_size + len(robot.angles)
         cameras = len(self.encoders)
         sizes = self.config.sizes(
-            action=robot.action_size, goal=robot.goal_size, cameras=cameras, features=vision.features if cameras else 0, state=state
+            action=robot.action_size,
+            goal=robot.goal_size,
+            cameras=cameras,
+            features=vision.features if cameras else 0,
+            state=state,
         )
         return ModeNetwork(sizes)
 
@@ -90,7 +95,7 @@ class ModePolicy(DiffusionPolicy):
         return torch.cat([observation["goal"], ticks], dim=1) if self.robot.goal_size else ticks
 
     def deployed(self) -> nn.Module:
-        """Return the sampler as a straight line, fused where the noise alone chooses the experts; see `ros_vdd.networks.mode_fused`."""
+        """Return the sampler as a straight line, fused where noise alone chooses experts; see `ros_vdd.networks.mode_fused`."""
         return DeployedMode(self).eval()
 
     def regularisation(self) -> Tensor | None:

@@ -62,8 +62,8 @@ def flat_mask(batch: Mapping[str, Tensor]) -> Tensor:
 class Policy(nn.Module):
     """Base of all policies. Subclasses add `kind`, `nfe` and `forward`.
 
-    Observation: "images.<camera>" `(B, T, H, W, 3)` uint8, "state" `(B, T, S)`; T = n_obs_steps, oldest first. Of a robot with a goal
-    also "goal" `(B, G)`, taken as it is.
+    Observation: "images.<camera>" `(B, T, H, W, 3)` uint8, "state" `(B, T, S)`; T = n_obs_steps, oldest first. Of a robot with a
+    goal also "goal" `(B, G)`, taken as it is.
     """
 
     kind = ""

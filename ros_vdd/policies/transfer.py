@@ -23,7 +23,9 @@ def require_equal_senses(student: Policy, teacher: Policy, shared_features: bool
     for name in ("action_normalizer", "state_normalizer", *(["encoders"] if shared_features else [])):
         mine, theirs = getattr(student, name), getattr(teacher, name)
         if mine is not None and any(not torch.equal(v, theirs.state_dict()[k]) for k, v in mine.state_dict().items()):
-            raise ConfigError(f"'start' or 'encoder' brings another {name} than the teacher's; train both on the same data and encoder")
+            raise ConfigError(
+                f"'start' or 'encoder' brings another {name} than the teacher's; train both on the same data and encoder"
+            )
 
 
 def copy_observation_side(teacher: Policy, student: Policy) -> None:

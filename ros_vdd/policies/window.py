@@ -77,8 +77,8 @@ class WindowPolicy(DiffusionPolicy):
     def context(self, batch: Mapping[str, Tensor], draws: Draws | None = None) -> Tensor:
         """Return features, earlier actions and their unit noise, `(B, O + 2 (T-1) A)`.
 
-        The noise is drawn once a row, so that a score sees windows like those of the training, and all experts and samples of a row
-        ask about one density. Without `draws` it is 0, its mean, which no training window has.
+        The noise is drawn once a row, so that a score sees windows like those of the training, and all experts and samples of a
+        row ask about one density. Without `draws` it is 0, its mean, which no training window has.
 
         Args:
             batch: observation, "past_actions" and "past_mask".

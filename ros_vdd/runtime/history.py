@@ -14,7 +14,7 @@ from ros_vdd.errors import ConfigError, EngineError
 
 
 def stacked(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the observation of an environment's newest frames, oldest first: each input `(T, ...)`, but "goal" `(G,)` of the newest."""
+    """Return the observation of the newest frames, oldest first: each input `(T, ...)`, but the newest "goal" `(G,)`."""
     newest = frames[-1]
     return {name: value if name == "goal" else np.stack([frame[name] for frame in frames]) for name, value in newest.items()}
 
@@ -25,8 +25,8 @@ class History:
     An observation is {input: array}, either all of one tick ("images.<camera>" `(H, W, 3)`, "state" `(S,)`) or all of
     `n_obs_steps` ticks, oldest first. Pictures are uint8, the state is any kind of number. Other names are ignored.
 
-    Of a robot with a goal the first one also has "goal": a task's name or number, or the vector `(G,)`. It has no ticks: the newest
-    one counts, also where an observation leaves it out, and after `reset`.
+    Of a robot with a goal the first one also has "goal": a task's name or number, or the vector `(G,)`. It has no ticks: the
+    newest one counts, also where an observation leaves it out, and after `reset`.
     """
 
     def __init__(self, bundle: Bundle):

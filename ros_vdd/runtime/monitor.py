@@ -137,7 +137,7 @@ class MixtureMonitor(PlanMonitor):
 
 
 class CriticMonitor(PlanMonitor):
-    """What a student's critic tells of what was left of the plan before, among the student's own chunks at the newest observation.
+    """What a critic tells of what was left of the plan before, among the student's own chunks at the newest observation.
 
     plan_energy_rank   share of them whose energy is lower, 0 to 1
     plan_energy_score  energy less their median, in robust standard deviations of theirs: goes on where the rank ends

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from ros_vdd.errors import ConfigError, DataError, EngineError, PolicyError
 from ros_vdd.runtime.chunking import ActionChunk
 from ros_vdd.runtime.energy import Energy
 from ros_vdd.runtime.inference import Prediction
-from ros_vdd.runtime.likelihood import Likelihood
 from ros_vdd.runtime.monitor import JUDGEMENT, PATIENCE, Calibration, CriticMonitor, MixtureMonitor, remaining
 
 HORIZON = 4
@@ -29,7 +29,7 @@ class Mixture:
     def evaluate(self, observation, chunk):
         self.asked.append(chunk)
         log_prob = self.log_probs.pop(0) if self.log_probs else -3.0
-        return Likelihood(log_prob, np.zeros(2), 0.5, np.zeros((2, HORIZON, 2)), STDS)
+        return SimpleNamespace(log_prob=log_prob, gate_entropy=0.5, stds=STDS)
 
 
 class Critic:

@@ -35,14 +35,16 @@ def graph(nodes, inputs, outputs, weights):
 
 
 def convolving(kernel, offset, last):
-    """A convolution, an activation and a last linear layer `(R, C)` of its mean over the picture."""
+    """A convolution, an activation, a last convolution that changes nothing, and a last linear layer `(R, C)` of the mean."""
     nodes = [
         helper.make_node("Conv", ["x", "kernel", "offset"], ["y"], name="seen"),
         helper.make_node("Relu", ["y"], ["z"]),
-        helper.make_node("ReduceMean", ["z", "over"], ["m"], keepdims=0),
+        helper.make_node("Conv", ["z", "unchanged"], ["f"], name="features"),
+        helper.make_node("ReduceMean", ["f", "over"], ["m"], keepdims=0),
         helper.make_node("Gemm", ["m", "last"], ["out"], transB=1, name="last"),
     ]
-    weights = {"kernel": kernel, "offset": offset, "last": last, "over": np.array([2, 3])}
+    unchanged = np.eye(len(kernel), dtype=np.float32)[:, :, None, None]
+    weights = {"kernel": kernel, "offset": offset, "last": last, "unchanged": unchanged, "over": np.array([2, 3])}
     return graph(nodes, {"x": (1, kernel.shape[1], SIDE, SIDE)}, {"out": (1, len(last))}, weights)
 
 
@@ -122,14 +124,14 @@ def test_a_convolution_is_the_integer_arithmetic_of_its_docstring():
     np.testing.assert_allclose(ran(made, x), expected, atol=gave.scale / 8)  # a sum at the edge of two steps may fall to either
 
 
-def test_the_last_layer_and_what_stands_between_stay_in_fp32():
+def test_the_last_layer_the_last_convolution_and_what_stands_between_stay_in_fp32():
     rng = np.random.default_rng(0)
     last = rng.standard_normal((2, 4)).astype(np.float32)
     model = convolving(rng.standard_normal((4, 3, 3, 3)).astype(np.float32), np.zeros(4, np.float32), last)
     made = _quantise.quantised(model, [{"x": rng.standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)}], smallest=1)
-    assert types(made)["last"] == TensorProto.FLOAT and "kernel" not in types(made)
+    assert types(made)["last"] == types(made)["unchanged"] == TensorProto.FLOAT and "kernel" not in types(made)
     assert types(made)["kernel_int8"] == TensorProto.INT8
-    assert [k for k in kinds(made) if "Linear" not in k] == ["Conv", "Relu", "ReduceMean", "Gemm"]
+    assert [k for k in kinds(made) if "Linear" not in k] == ["Conv", "Relu", "Conv", "ReduceMean", "Gemm"]
 
 
 @pytest.mark.parametrize("transposed", [True, False])

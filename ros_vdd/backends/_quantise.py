@@ -5,8 +5,9 @@
     linear layer  w = s (q - 128), q uint8, one scale for each block of inputs of an output; activations likewise, as they come
 
 What decides in small numbers stays in fp32: image scaling, normalisation, layer norms, the last layers (means and gate logits, of
-a sampler those of every step) and all arithmetic between layers. Convolutions are written with QuantizeLinear and
-DequantizeLinear, which ONNX Runtime fuses; linear layers as its operator MatMulNBits.
+a sampler those of every step), the last convolutions, whose features the policy reads, and all arithmetic between layers. Of the
+PushT policy in docs/engines.md the rounding of those features alone was two thirds of the error. Convolutions are written with
+QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses; linear layers as its operator MatMulNBits.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from ros_vdd.errors import EngineError
 
 BLOCK = 128
 """Inputs of a linear layer that share a scale."""
-SMALLEST = 1 << 18
-"""Weights below which a linear layer stays in fp32: it fits the cache, so nothing is won, and small policies lose accuracy."""
+SMALLEST = 1 << 20
+"""Weights below which a linear layer stays in fp32: it fits the cache, so little is won, and accuracy is lost."""
 _LAYERS = ("Conv", "Gemm", "MatMul")
 
 
@@ -43,8 +44,8 @@ def quantised(graph: bytes, observations: Sequence[Mapping[str, np.ndarray]], sm
     convolutions, packed = rewriting.convolutions(), rewriting.linear_layers(smallest)
     if not convolutions and not packed:
         raise EngineError(
-            f"int8 wouldn't make this policy faster: it has no convolution and no linear layer of {smallest} weights or more; "
-            "run it in fp32"
+            "int8 wouldn't make this policy faster: it has no convolutions but the last, and no linear layer of "
+            f"{smallest} weights or more; run it in fp32"
         )
     if convolutions and not len(observations):
         raise EngineError(
@@ -72,13 +73,15 @@ class _Rewriting:
         self._nodes, self._constants = [], {}
 
     def convolutions(self) -> list:
-        """Return the convolutions whose weights are known and that aren't last."""
-        last = self._last_weights()
+        """Return the convolutions with known weights from which no linear layer and no output is reached without another."""
+        ends = [value.name for value in self._graph.output]
+        ends += [name for node in self._graph.node if node.op_type in ("Gemm", "MatMul") for name in node.input]
+        last = self._last_weights(ends, ("Conv",))
         return [n for n in self._graph.node if n.op_type == "Conv" and n.input[1] in self._weights and n.input[1] not in last]
 
     def linear_layers(self, smallest: int) -> list:
-        """Return the linear layers with so many known weights that aren't last."""
-        last = self._last_weights()
+        """Return the linear layers with so many known weights from which no output is reached without another."""
+        last = self._last_weights([value.name for value in self._graph.output], _LAYERS)
         return [n for n in self._graph.node if self._is_linear(n, smallest) and n.input[1] not in last]
 
     def seen_by(self, convolutions: list) -> list[str]:
@@ -116,17 +119,17 @@ class _Rewriting:
         if packed and not any(opset.domain == "com.microsoft" for opset in self._model.opset_import):
             self._model.opset_import.append(self._helper.make_opsetid("com.microsoft", 1))
 
-    def _last_weights(self) -> set[str]:
-        """Return the weights of layers from which an output is reached without another layer: they and their copies stay fp32."""
+    def _last_weights(self, ends: list[str], layers: tuple[str, ...]) -> set[str]:
+        """Return the weights of layers from which an end is reached without another layer; a layer that shares them is last too."""
         producer = {name: node for node in self._graph.node for name in node.output}
-        open_, seen, last = [value.name for value in self._graph.output], set(), set()
+        open_, seen, last = list(ends), set(), set()
         while open_:
             name = open_.pop()
             if name in seen or name not in producer:
                 continue
             seen.add(name)
             node = producer[name]
-            if node.op_type in _LAYERS and len(node.input) > 1 and node.input[1] in self._weights:
+            if node.op_type in layers and len(node.input) > 1 and node.input[1] in self._weights:
                 last.add(node.input[1])
             else:
                 open_.extend(node.input)

@@ -99,7 +99,7 @@ def test_after_a_gap_or_a_reset_there_is_no_plan_before():
     ],
     ids=["mixture", "critic"],
 )
-def test_only_so_many_plans_in_a_row_beyond_the_bound_are_out_of_distribution(monitor, good, bad):
+def test_only_so_many_plans_in_a_row_beyond_the_bound_are_an_anomaly(monitor, good, bad):
     told = [monitor._judge(score) for score in (bad, bad, good, bad, bad, bad, None, bad, good, bad)]
     assert PATIENCE == 3
     assert told == [False, False, False, False, False, True, True, True, False, False]
@@ -178,7 +178,7 @@ def test_the_verb_writes_what_the_node_will_read(mixture, store, capsys):
     assert cli.main(["calibrate", str(mixture.path), "--backend", "eager", "--windows", "5"]) == 0
     said = capsys.readouterr().out
     assert "plan_log_prob of the next 1 actions, over 5 observations of 2 episodes" in said
-    assert "out of distribution below" in said
+    assert "an anomaly below" in said
     monitor = open_monitor(Bundle.open(mixture.path), "eager")
     assert monitor.calibration.windows == 5 and monitor.calibration.quantile == 0.99
 

@@ -139,7 +139,7 @@ def test_what_a_mixture_knows_is_told_beside_each_plan_and_in_the_diagnostics(tm
     assert stop(process)[0] == 0
 
 
-def test_out_of_distribution_is_warned_of_once_and_told_until_it_is_over(tmp_path):
+def test_an_anomaly_is_warned_of_once_and_told_until_it_is_over(tmp_path):
     """An arm that is elsewhere at every plan, then one that stands still: a student's plan before suits the second alone."""
     bound = {"figure": "plan_energy_score", "bound": 5.0, "median": 0.0, "quantile": 0.99, "actions": 2}
     calibrated = {**bound, "windows": 9, "episodes": 1, "data_sha256": "0"}
@@ -155,22 +155,22 @@ def test_out_of_distribution_is_warned_of_once_and_told_until_it_is_over(tmp_pat
         peer.publish(next(ticks), joints=good_joints(a=elsewhere[-1]))
 
     def told(strange):
-        return [p for p in map(json.loads, (p.data for p in predictions)) if p["out_of_distribution"] is strange]
+        return [p for p in map(json.loads, (p.data for p in predictions)) if p["anomaly"] is strange]
 
     def warned():
-        return [s for m in diagnostics for s in m.status if "policy_node" in s.name and "out of distribution" in s.message]
+        return [s for m in diagnostics for s in m.status if "policy_node" in s.name and "anomaly" in s.message]
 
     peer.until(lambda: len(told(True)) > 2 and warned(), wander)
     assert told(True)[0]["plan_energy_rank"] == 1 and told(True)[0]["plan_energy_score"] > 5
     values = {pair.key: pair.value for pair in warned()[-1].values}
-    assert warned()[-1].level == warned()[-1].WARN and values["out_of_distribution"] == "True"
+    assert warned()[-1].level == warned()[-1].WARN and values["anomaly"] == "True"
     del predictions[:]
     peer.until(lambda: len(told(False)) > 1, lambda: peer.publish(next(ticks)))
     assert abs(told(False)[-1]["plan_energy_score"]) < 5 and told(False)[-1]["expert"] is None
     peer.close()
     code, said = stop(process)
-    assert code == 0 and said.count("out of distribution: at 3 plans in a row 'plan_energy_score' lay beyond 5") == 1
-    assert said.count("plans are ordinary again") == 1 and said.index("out of distribution") < said.index("ordinary again")
+    assert code == 0 and said.count("anomaly: at 3 plans in a row 'plan_energy_score' lay beyond 5") == 1
+    assert said.count("plans are ordinary again") == 1 and said.index("anomaly: at") < said.index("ordinary again")
 
 
 def test_a_monitor_without_its_graph_says_how_it_is_made(policy):

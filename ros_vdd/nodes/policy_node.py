@@ -246,7 +246,7 @@ def _warning(monitor: PlanMonitor, figures: Mapping[str, Any]) -> str | None:
         return None
     bound, share = monitor.calibration.bound, monitor.calibration.quantile
     return (
-        f"out of distribution: at {PATIENCE} plans in a row '{monitor.SCORE}' lay beyond {bound:.4g}, as for less than "
+        f"anomaly: at {PATIENCE} plans in a row '{monitor.SCORE}' lay beyond {bound:.4g}, as for less than "
         f"{1 - share:.2g} of the demonstrations; what is seen makes the plan that is being executed unlikely"
     )
 

@@ -22,7 +22,7 @@ from ros_vdd.errors import ConfigError, DataError, PolicyError
 from ros_vdd.resources import find
 from ros_vdd.runtime.monitor import Calibration, open_monitor
 
-HELP = "measure on demonstrations when a policy's plans are out of distribution"
+HELP = "measure on demonstrations from where on a policy's plans are an anomaly"
 QUANTILE, WINDOWS = 0.99, 2000
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     amend(bundle, calibration=to_plain(made))
     print(
         f"{made.figure} of the next {made.actions} actions, over {made.windows} observations of {made.episodes} episodes: median "
-        f"{made.median:.4g}, out of distribution {'above' if made.bound > made.median else 'below'} {made.bound:.4g}"
+        f"{made.median:.4g}, an anomaly {'above' if made.bound > made.median else 'below'} {made.bound:.4g}"
     )
     print(f"wrote {bundle.path}; policy_node warns with the parameter monitor:=true")
     return 0

@@ -2,7 +2,8 @@
 """Figures by which an anomaly shows, one set a plan: asked beside the policy, never in its way.
 
 What tells is the plan before: what was left of it, under the newest observation. A plan that goes well is still a good one a plan
-later. The newest plan itself tells nothing, as it is one of the chunks that it would be compared with.
+later. The newest plan itself tells nothing, as it is one of the chunks that it would be compared with; so a scene that is strange
+but steady, to which all plans answer alike, isn't noticed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ros_vdd.runtime.likelihood import LikelihoodRunner
 
 PATIENCE = 3
 """Plans in a row that must be beyond the bound: of good ones each is so once in a hundred."""
-JUDGEMENT = "out_of_distribution"
+JUDGEMENT = "anomaly"
 
 
 @dataclass(frozen=True)

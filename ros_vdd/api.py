@@ -29,13 +29,13 @@ class LoadedPolicy:
     """A policy with its memory of the running episode; one thread may use it at a time.
 
     Observations are dicts, "images.<camera>" `(H, W, 3)` uint8 RGB and "state" `(S,)` in the robot's units: one tick, of
-    which the policy keeps as many as it sees, or each input with `n_obs_steps` ticks in front, oldest first. A policy that must be told
-    what to do takes "goal" beside them, a task's name or number or a vector `(G,)`; it stays until the next.
+    which the policy keeps as many as it sees, or each input with `n_obs_steps` ticks in front, oldest first. A policy that must
+    be told what to do takes "goal" beside them, a task's name or number or a vector `(G,)`; it stays until the next.
     """
 
     def __init__(self, bundle: Bundle, backend: str, choice: ChoiceConfig, seed: int):
         self.bundle, self._backend = bundle, backend
-        self._runner = PolicyRunner(bundle, backends.load(bundle, backend), choice, _checked_seed(seed))
+        self._runner = PolicyRunner.load(bundle, backend, choice, _checked_seed(seed))
         self._history = History(bundle)
         self._actions: deque[np.ndarray] = deque()
         self.prediction: Prediction | None = None
@@ -142,6 +142,7 @@ def load(
     sticky_margin: float = 1.0,
     sticky_steps: int = 2,
     tolerance: float = 0.5,
+    commit_steps: int = 1,
     seed: int = 0,
 ) -> LoadedPolicy:
     """Load a policy folder, every file of it checked against its sha256.
@@ -149,11 +150,12 @@ def load(
     Args:
         folder: its path, or a shipped name such as "pusht_vdd".
         backend: engine, see `ros_vdd.backends.names()`.
-        choice: which expert of a mixture acts: argmax, sample, sticky, gumbel or coherent.
+        choice: which expert of a mixture acts: argmax, sample, sticky, gumbel, coherent or committed.
         temperature: of sample, gumbel and coherent; 1 follows the gate.
         sticky_margin: of sticky, [nats].
         sticky_steps: of sticky, plans in a row.
         tolerance: of coherent, share of half the joint range by which an action may depart from the plan before.
+        commit_steps: of committed, how many actions of the plan before are executed whatever is decided now.
         seed: of the first episode, until `reset`.
 
     Raises:
@@ -161,7 +163,7 @@ def load(
         PolicyError: the folder is damaged or incomplete.
         EngineError: the engine doesn't exist, isn't installed, or refuses the policy.
     """
-    rule = ChoiceConfig(choice, temperature, sticky_margin, sticky_steps, tolerance)
+    rule = ChoiceConfig(choice, temperature, sticky_margin, sticky_steps, tolerance, commit_steps)
     return LoadedPolicy(Bundle.open(resources.find("models", str(folder))), backend, rule, seed)
 
 

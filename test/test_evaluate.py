@@ -18,7 +18,8 @@ from ros_vdd.runtime.inference import PolicyRunner
 from ros_vdd.streams.spec import robot_from_mapping
 
 STEPS, HORIZON, EXECUTED = 7, 4, 3
-SETTINGS = ("temperature", "sticky_margin", "sticky_steps", "tolerance")
+CONTINUITY = ("delay_steps", "ensemble", "seam_jump", "switches_per_episode")
+SETTINGS = ("temperature", "sticky_margin", "sticky_steps", "tolerance", "commit_steps")
 
 
 class Env:
@@ -141,7 +142,7 @@ def test_the_json_has_the_keys_that_are_promised(verb):
     summary = verb("--episodes", "3")
     promised = "env episodes seed backend success_rate score_mean score_std mode_entropy nfe latency_ms".split()
     assert [k for k in summary if k in promised] == promised
-    assert set(summary) - set(promised) == {"choice", *SETTINGS, "replan_steps", "modes_found", "modes", "tasks", "per_episode"}
+    assert set(summary) - set(promised) == {"choice", *SETTINGS, *CONTINUITY, "replan_steps", "modes_found", "modes", "tasks", "per_episode"}
     assert list(summary["latency_ms"]) == ["p50", "p99", "mean"]
     assert summary["mode_entropy"] is None and summary["nfe"] == 1
 
@@ -223,7 +224,7 @@ def test_the_rule_is_recorded_with_the_settings_it_reads(rule, given, told, verb
 
 
 def test_a_choice_is_reported_for_mixtures_only(tmp_path):
-    args = argparse.Namespace(env="e", seed=0, backend="b", replan_steps=0, choice="argmax")
+    args = argparse.Namespace(env="e", seed=0, backend="b", replan_steps=0, choice="argmax", delay_steps=0, ensemble=None)
     results = [evaluate.EpisodeResult(0, 0.5, False, 3, (1_000_000,))]
     diffusion = policy(tmp_path, kind="diffusion", nfe=19, experts=None)
     summary = evaluate.summarise(results, Env("robot"), diffusion, args)

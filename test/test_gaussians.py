@@ -80,7 +80,9 @@ def test_a_mask_gives_the_density_of_the_recorded_part_alone(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_have_the_mean_and_the_covariance(kind):
     experts, count = made(kind, 3), 200_000
-    noise = torch.randn(BATCH, EXPERTS, count, experts.noise_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(
+        BATCH, EXPERTS, count, experts.noise_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     centred = experts.sample(noise) - experts.mean[:, :, None]
     torch.testing.assert_close(centred.mean(2), torch.zeros(BATCH, EXPERTS, 3, dtype=torch.float64), rtol=0, atol=0.03)
     torch.testing.assert_close(centred.mT @ centred / count, covariance(experts), rtol=0.03, atol=0.03)
@@ -139,3 +141,17 @@ def test_autocast_leaves_factors_and_densities_in_full_precision(kind):
         got = [rough.log_prob(x), rough.entropy(), rough.sample(noise), rough.widened(sigma).log_prob(x)]
     for ours, reference in zip(got, expected):
         torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("known", [0, 4, 14])
+def test_a_continued_chunk_is_the_conditional_mean_written_out(kind, known):
+    """mean_2 + Sigma_21 Sigma_11^-1 (x_1 - mean_1)."""
+    experts, x, sigma = made(kind, 14), chunks(14, 1)[:, 0], covariance(made(kind, 14))
+    mask = (torch.arange(14) < known).double().expand(BATCH, 14)
+    found = experts.continued(x, mask)
+    apart = (x[:, None, :known] - experts.mean[..., :known])[..., None]
+    gain = sigma[..., known:, :known] @ torch.linalg.inv(sigma[..., :known, :known])
+    expected = experts.mean[..., known:] + (gain @ apart)[..., 0] if known else experts.mean
+    torch.testing.assert_close(found[..., known:], expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[..., :known], x[:, None, :known].expand(-1, EXPERTS, -1), rtol=1e-12, atol=1e-12)

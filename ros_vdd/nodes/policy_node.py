@@ -39,11 +39,12 @@ PARAMETERS = (
     Parameter("robot", "", "robot file: a path, or the name of a shipped one; empty for the policy's own"),
     Parameter("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
-    Parameter("choice", "argmax", "which expert acts; sticky, gumbel and coherent commit", choices=RULES),
+    Parameter("choice", "argmax", "which expert acts; sticky, gumbel, coherent and committed commit", choices=RULES),
     Parameter("temperature", 1.0, "of sample, gumbel and coherent: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
     Parameter("sticky_margin", 1.0, "of choice sticky: by how much another expert must lead [nats]", 0.0, 100.0),
     Parameter("sticky_steps", 2, "of choice sticky: at how many plans in a row", 1, 1000),
     Parameter("tolerance", 0.5, "of choice coherent: departure from the plan before, share of half the joint range", 1e-3, 1e3),
+    Parameter("commit_steps", 1, "of choice committed: how many actions of the plan before are executed whatever comes", 0, 1000),
     Parameter("seed", 0, "of everything drawn at random in the first episode; each later one adds 1", 0, 2**31 - 1),
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
     Parameter("monitor", False, "tell on ~/prediction and /diagnostics how sure the policy is; warn once calibrated"),
@@ -65,9 +66,9 @@ class PolicyNode(Node):
         bundle, self._robot = _open_policy(parameters.policy, parameters.robot)
         goal = _parse_goal(parameters.goal, self._robot)
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
-        rule = ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance")
+        rule = ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance", "commit_steps")
         choice = ChoiceConfig(*(getattr(parameters, name) for name in rule))
-        runner = PolicyRunner(bundle, backends.load(bundle, parameters.backend), choice, parameters.seed)
+        runner = PolicyRunner.load(bundle, parameters.backend, choice, parameters.seed)
         runner.warm_up(_blank(bundle))
         self._monitor = _open_monitor(bundle, parameters.backend) if parameters.monitor else None
         self._figures: dict[str, Any] = dict.fromkeys(self._monitor.keys if self._monitor else ())

@@ -16,6 +16,7 @@ from ros_vdd import backends, envs
 from ros_vdd.bundle import Bundle, amend
 from ros_vdd.errors import ConfigError, PolicyError
 from ros_vdd.offline.choice_options import add_choice, choice_of, described
+from ros_vdd.offline.playback import Continuity, Playback
 from ros_vdd.resources import find, require_file_place
 from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.history import stacked
@@ -34,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode; the next has one more")
     parser.add_argument("--backend", default="onnxruntime", help="engine: " + ", ".join(backends.names()))
     add_choice(parser)
-    parser.add_argument("--replan-steps", type=int, default=0, help="actions executed of a chunk (default: the policy's n_action_steps)")
+    parser.add_argument(
+        "--replan-steps", type=int, default=0, help="actions executed of a chunk (default: the policy's n_action_steps)"
+    )
+    parser.add_argument("--delay-steps", type=int, default=0, help="ticks from an observation to the first executed action of its chunk")
+    parser.add_argument("--ensemble", type=float, metavar="DECAY", help="execute the mean of all chunks that reach a tick, weights exp(-DECAY i)")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
     parser.add_argument("--video", metavar="FILE", help="write the first episode as .gif, with the predicted chunks")
     parser.add_argument("--record-scores", metavar="NAME", help="add the scores to policy.yaml under this name")
@@ -52,6 +57,8 @@ class EpisodeResult:
     latencies_ns: tuple[int, ...]
     mode: int | None = None
     task: str | None = None
+    jumps: tuple[float, ...] = ()
+    switches: int = 0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,12 +76,14 @@ def run(args: argparse.Namespace) -> int:
     replan_steps = args.replan_steps or bundle.n_action_steps
     if not 1 <= replan_steps <= bundle.horizon:
         raise ConfigError(f"'replan-steps' is {replan_steps}; a chunk of this policy has 1 to {bundle.horizon} actions")
+    Playback(bundle.horizon, replan_steps, args.delay_steps)  # told before anything is loaded
     env = envs.make(args.env)
     runner = make_runner(bundle, env.robot, args.backend, choice, args.seed)
     recorder = _recorder(args.video)
     results = []
     for index in tqdm(range(args.episodes), unit="episode", disable=args.no_progress):
-        results.append(episode(env, runner, args.seed + index, replan_steps, recorder if index == 0 else None))
+        chosen = recorder if index == 0 else None
+        results.append(episode(env, runner, args.seed + index, replan_steps, chosen, args.delay_steps, args.ensemble))
     if recorder is not None:
         recorder.write(Path(args.video))
     summary = summarise(results, env, bundle, args)
@@ -94,7 +103,7 @@ def make_runner(bundle: Bundle, robot: str, backend: str, choice: str | ChoiceCo
         PolicyError: the policy was trained for another robot.
     """
     require_robot(bundle, robot)
-    return PolicyRunner(bundle, backends.load(bundle, backend), choice, seed)
+    return PolicyRunner.load(bundle, backend, choice, seed)
 
 
 def require_robot(bundle: Bundle, robot: str) -> None:
@@ -108,21 +117,35 @@ def require_robot(bundle: Bundle, robot: str) -> None:
         raise PolicyError(f"policy '{bundle.path}' doesn't fit robot '{robot}': {'; '.join(differences)}")
 
 
-def episode(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int, recorder=None) -> EpisodeResult:
-    """Play one episode: infer, execute `replan_steps` actions, and again; the history starts with the first frame repeated."""
+def episode(
+    env: envs.Env,
+    runner: PolicyRunner,
+    seed: int,
+    replan_steps: int,
+    recorder=None,
+    delay: int = 0,
+    ensemble: float | None = None,
+) -> EpisodeResult:
+    """Play one episode: infer, execute `replan_steps` actions, and again; the history starts with the first frame repeated.
+
+    `delay` and `ensemble` are those of `Playback`.
+    """
     runner.reset(seed)
+    playback, continuity = Playback(runner.bundle.horizon, replan_steps, delay, ensemble), Continuity(runner.bundle, replan_steps, delay)
     latencies, steps = [], 0
     for history, prediction in _decisions(env, runner, seed, replan_steps):
         latencies.append(prediction.latency_ns)
-        for action in prediction.actions[:replan_steps]:
+        playback.add(steps, prediction.actions)
+        continuity.add(prediction)
+        for _ in range(replan_steps):
             if recorder is not None:
                 recorder.add(env, prediction, steps)
-            history.append(env.step(action))
+            history.append(env.step(playback.at(steps)))
             steps += 1
             if env.done:
                 break
-    mode = None if modes_of(env) is None else env.mode
-    return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies), mode, getattr(env, "task", None))
+    mode, task = None if modes_of(env) is None else env.mode, getattr(env, "task", None)
+    return EpisodeResult(seed, env.score, env.success, steps, tuple(latencies), mode, task, tuple(continuity.jumps), continuity.switches)
 
 
 def _decisions(env: envs.Env, runner: PolicyRunner, seed: int, replan_steps: int) -> Iterator[tuple[deque, Prediction]]:
@@ -148,6 +171,10 @@ def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args:
         "backend": args.backend,
         **described(choice_of(args) if bundle.kind == "mixture" else None),
         "replan_steps": args.replan_steps or bundle.n_action_steps,
+        "delay_steps": args.delay_steps,
+        "ensemble": args.ensemble,
+        "seam_jump": _mean([jump for r in results for jump in r.jumps]),
+        "switches_per_episode": _mean([r.switches for r in results]) if bundle.kind == "mixture" else None,
         "success_rate": round(float(np.mean([r.success for r in results])), 4),
         "score_mean": round(float(scores.mean()), 4),
         "score_std": round(float(scores.std()), 4),
@@ -164,6 +191,10 @@ def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args:
             for r in results
         ],
     }
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
 
 
 def _spread(results: list[EpisodeResult], modes: int | None) -> dict:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", help="policy folder")
     parser.add_argument("--steps", type=int, help="diffusion policy: solver steps, instead of the configured ones; needs --out")
     parser.add_argument("--solver", choices=("euler", "heun"), help="diffusion policy: solver; needs --out")
-    parser.add_argument("--guidance", type=float, help="student with a critic: how far it goes down the energy, 0 off; needs --out")
+    parser.add_argument("--guidance", type=float, help="student with a critic: how far down the energy, 0 off; needs --out")
     parser.add_argument("--out", help="write to this folder and leave POLICY as it is")
     parser.add_argument("--single-step", action="store_true", help="MoDE policy: also the graphs of one step, for any schedule")
     parser.add_argument("--draws", type=int, default=DRAWS, help=f"random observations of the parity check (default {DRAWS})")
@@ -127,8 +127,8 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
         )
     if not stepped <= TOLERANCE:
         raise EngineError(
-            f"the single step of '{bundle.path}' differs from PyTorch by {stepped:.2e} of the action range; at most {TOLERANCE:.2g} "
-            "is accepted. Nothing was written; report this with the policy's configuration"
+            f"the single step of '{bundle.path}' differs from PyTorch by {stepped:.2e} of the action range; at most "
+            f"{TOLERANCE:.2g} is accepted. Nothing was written; report this with the policy's configuration"
         )
     described |= {"parity_max_abs": float(f"{absolute:.3g}"), "parity_max_normalised": float(f"{normalised:.3g}")}
     described |= {"parity_likelihood": float(f"{likelihood:.3g}")} if bundle.kind == "mixture" else {}
@@ -196,7 +196,7 @@ def parity(bundle: Bundle, draws: int) -> tuple[float, float]:
 def likelihood_parity(bundle: Bundle, draws: int) -> float:
     """Return the largest difference of PyTorch and ONNX Runtime over random observations and chunks drawn from the mixture.
 
-    Of means and stds in shares of the action range; of log-densities, responsibilities and entropies in shares of
+    Of means, stds and continued chunks in shares of the action range; of log-densities, responsibilities and entropies in shares of
     themselves, or in nats where they are below 1: what is far from every expert has a log-density of many digits.
     """
     engines = [backends.load_likelihood(bundle, name) for name in ("eager", "onnxruntime")]
@@ -208,7 +208,7 @@ def likelihood_parity(bundle: Bundle, draws: int) -> float:
         ours, theirs = (engine.run(inputs) for engine in engines)
         for name in ours:
             difference = np.abs(ours[name].astype(np.float64) - theirs[name])
-            difference /= span if name in ("means", "stds") else np.maximum(np.abs(ours[name]), 1.0)
+            difference /= span if name in ("means", "stds", "continued") else np.maximum(np.abs(ours[name]), 1.0)
             worst = np.maximum(worst, difference.max())
     return float(worst)
 

@@ -7,6 +7,10 @@
                y^T Sigma^-1 y = y^T diag(s^2)^-1 y - w^T C^-1 w,  w = U^T diag(s^2)^-1 y        (Woodbury)
     Full       Sigma = L L^T, L lower triangular
 
+Given the first numbers x_1 of a chunk, the mean of the rest is mean_2 + Sigma_21 Sigma_11^-1 (x_1 - mean_1):
+
+    Diagonal   mean_2        LowRank   mean_2 + U_2 C_1^-1 w_1        Full   mean_2 + L_21 y_1,  L_11 y_1 = x_1 - mean_1
+
 All have B observations, K experts and D numbers a chunk. A mask leaves out the padded end of a chunk, exactly: it gives the
 density of what was recorded, with the rest integrated out.
 """
@@ -71,6 +75,11 @@ class Diagonal:
         return (terms if mask is None else terms * mask[:, None, None]).sum(dim=-1)
 
     @_in_full
+    def continued(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return each expert's mean `(B, K, D)` given the first numbers of a chunk `(B, D)`, those whose `mask` `(B, D)` is 1."""
+        return torch.where(mask[:, None] > 0, x[:, None], self.mean)
+
+    @_in_full
     def entropy(self) -> Tensor:
         """Return the differential entropy [nats] of each expert `(B, K)`."""
         return self.std.log().sum(dim=-1) + _entropy_of_unit(self.mean)
@@ -121,6 +130,13 @@ class LowRank:
         return -0.5 * (distance + (volume + LOG_2PI * counts.sum(dim=-1))[..., None]).transpose(1, 2)
 
     @_in_full
+    def continued(self, x: Tensor, mask: Tensor) -> Tensor:
+        scaled = self.factor * (mask[:, None] / self.std)[..., None]  # (B, K, D, r)
+        y = (x[:, None] - self.mean) * (mask[:, None] / self.std)
+        shared = triangular.solve(triangular.cholesky(_eye_plus(scaled)), scaled.transpose(-1, -2) @ y[..., None])
+        return torch.where(mask[:, None] > 0, x[:, None], self.mean + (self.factor @ shared)[..., 0])
+
+    @_in_full
     def entropy(self) -> Tensor:
         inner = torch.linalg.cholesky(_eye_plus(self.factor / self.std[..., None]))
         return self.std.log().sum(dim=-1) + 0.5 * _log_det(inner) + _entropy_of_unit(self.mean)
@@ -164,6 +180,12 @@ class Full:
         diagonal = self.cholesky.diagonal(dim1=-2, dim2=-1).log()
         volume = (counts * (2 * diagonal + LOG_2PI)).sum(dim=-1)
         return -0.5 * (distance + volume[..., None]).transpose(1, 2)
+
+    @_in_full
+    def continued(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = triangular.solve_lower(self.cholesky, (x[:, None] - self.mean)[..., None])
+        known = y * mask[:, None, :, None]
+        return torch.where(mask[:, None] > 0, x[:, None], self.mean + (self.cholesky @ known)[..., 0])
 
     @_in_full
     def entropy(self) -> Tensor:

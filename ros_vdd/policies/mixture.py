@@ -65,6 +65,7 @@ class Likelihood(NamedTuple):
     gate_entropy: Tensor  # (B,) [nats]
     means: Tensor  # (B, K, H, A)
     stds: Tensor  # (B, K, H, A)
+    continued: Tensor  # (B, K, H, A), the experts' chunks that begin with the actions that count
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class MixtureConfig(PolicyConfig):
 
     `covariance` of an expert's chunk: independent numbers, `rank` shared directions beside them, or full. `gate` learned, or
     every expert alike. `spread` is the half width of the experts' starting means, `min_std` the narrowest expert. `backbone`: a
-    residual MLP over all observations at once, or a causal transformer over the ticks, of `heads` attention heads, read out at the
-    newest.
+    residual MLP over all observations at once, or a causal transformer over the ticks, of `heads` attention heads, read out at
+    the newest.
     """
 
     experts: int = 4
@@ -200,15 +201,15 @@ class MixturePolicy(Policy):
     def likelihood(self, observation: Mapping[str, Tensor], chunk: Tensor, mask: Tensor | None = None) -> Likelihood:
         """Return what the mixture says of a chunk `(B, H, A)` in the robot's units.
 
-        The density in the robot's units is that of the normalised chunk times the Jacobian: ln q(a) - sum_i ln((high_i - low_i) / 2).
-        `means` are cut to the data's range, as the robot gets them; the density isn't: it is that of the experts' own means, and the
-        chunk may lie anywhere. `mask` `(B, H)` is 1 for the actions that count and 0 for those at the end that are integrated out;
-        None counts all.
+        The density in the robot's units is that of the normalised chunk times the Jacobian: ln q(a) - sum_i ln(span_i / 2), span
+        high - low. `means` are cut to the data's range, as the robot gets them; the density isn't: it is that of the experts' own
+        means, and the chunk may lie anywhere. `mask` `(B, H)` is 1 for the actions that count and 0 for those at the end that are
+        integrated out; None counts all.
         """
         mixture = self.mixture(self.condition(observation))
         counts = torch.ones_like(chunk[..., 0]) if mask is None else mask
-        flat = counts[..., None].expand(chunk.shape).flatten(1)
-        joint = mixture.joint(self.from_chunk(chunk)[:, None], flat)[:, 0]
+        flat, given = counts[..., None].expand(chunk.shape).flatten(1), self.from_chunk(chunk)
+        joint = mixture.joint(given[:, None], flat)[:, 0]
         half = (self.action_normalizer.high - self.action_normalizer.low) / 2
         shape = (*mixture.means.shape[:2], self.config.horizon, self.robot.action_size)
         return Likelihood(
@@ -217,6 +218,7 @@ class MixturePolicy(Policy):
             -(mixture.log_gate.exp() * mixture.log_gate).sum(dim=1),
             self.to_chunk(mixture.means),
             mixture.stds.reshape(shape) * half,
+            self.to_chunk(mixture.experts.continued(given, flat)),
         )
 
     def _experts(self, hidden: Tensor) -> Gaussians:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which expert of a mixture acts: five rules outside the graph, each a function of the gate and of a seed.
+"""Which expert of a mixture acts: rules outside the graph, each a function of the gate and of a seed.
 
     argmax   z = argmax_j log q(j|s)                       nothing is drawn
     sample   z ~ q(.|s)^(1/T), anew at each choice         VDD's own rule (Zhou et al. 2024, arXiv 2406.12538), T = 1
@@ -8,9 +8,11 @@
     coherent z ~ q(.|s)^(1/T) exp(-1/2 sum_i ((a'_i - mu_zi) / (tolerance r_i))^2), a' what is left of the plan before, r half the
              range of a joint: among the plans that the gate offers, one that goes on with what was begun
 
-The last three commit, so that a robot doesn't waver between plans. `gumbel` has at each state the same marginal as
+    committed  given the actions that are certain, the expert that goes on with them; see `ros_vdd.runtime.commitment`
+
+All but the first two commit, so that a robot doesn't waver between plans. `gumbel` has at each state the same marginal as
 `sample` (Gumbel-max: Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030); freezing the noise is our own. `coherent` commits to
-motions, not to an expert's number: the criterion is that of backward coherence (Liu et al. 2024, arXiv 2408.17355), here a weight.
+motions, not to an expert's number: the criterion is backward coherence (Liu et al. 2024, arXiv 2408.17355), here a weight.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ SETTINGS = {
     "sticky": ("sticky_margin", "sticky_steps"),
     "gumbel": ("temperature",),
     "coherent": ("temperature", "tolerance"),
+    "committed": ("temperature", "sticky_margin", "commit_steps"),
 }
 RULES = tuple(SETTINGS)
 MIN_TOLERANCE = 1e-6
@@ -44,6 +47,7 @@ class ChoiceConfig:
         sticky_margin: how much likelier another expert must be, [nats].
         sticky_steps: at how many choices in a row.
         tolerance: standard deviation of an action from the plan before, as a share of half the joint's range; at least 1e-6.
+        commit_steps: of `committed`, how many actions of the plan before are executed whatever is decided now.
 
     Raises:
         ConfigError: no such rule, or a setting outside its range.
@@ -54,6 +58,7 @@ class ChoiceConfig:
     sticky_margin: float = 1.0
     sticky_steps: int = 2
     tolerance: float = 0.5
+    commit_steps: int = 1
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -66,7 +71,11 @@ class ChoiceConfig:
                 "expected a margin of 0 nats or more and at least 1 step"
             )
         if not MIN_TOLERANCE <= self.tolerance < math.inf:
-            raise ConfigError(f"'tolerance' is {self.tolerance}; expected a share of half the joint range, {MIN_TOLERANCE:g} or more")
+            raise ConfigError(
+                f"'tolerance' is {self.tolerance}; expected a share of half the joint range, {MIN_TOLERANCE:g} or more"
+            )
+        if self.commit_steps < 0:
+            raise ConfigError(f"'commit_steps' is {self.commit_steps}; expected 0 or more")
 
     @property
     def settings(self) -> dict[str, float | int]:
@@ -75,11 +84,14 @@ class ChoiceConfig:
 
 
 class ExpertChoice:
-    """Chooses an expert for one plan after the other; what it keeps between them begins anew with `reset`."""
+    """Chooses an expert for one plan after the other; what it keeps between them begins anew with `reset`.
+
+    `committed` isn't chosen here: it asks another graph, see `ros_vdd.runtime.commitment`.
+    """
 
     def __init__(self, config: ChoiceConfig, seed: int = 0):
         self.config = config
-        self._choose = getattr(self, f"_{config.rule}")
+        self._choose = getattr(self, f"_{config.rule}", None)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -105,11 +117,11 @@ class ExpertChoice:
         return int(log_gate.argmax())
 
     def _sample(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
-        return _draw(_tempered(log_gate, self.config.temperature), self._rng)
+        return draw(tempered(log_gate, self.config.temperature), self._rng)
 
     def _sticky(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
         if self._expert is None:
-            self._take(_draw(_tempered(log_gate), self._bound), len(log_gate))
+            self._take(draw(tempered(log_gate), self._bound), len(log_gate))
             return self._expert
         likelier = log_gate - log_gate[self._expert] > self.config.sticky_margin
         self._led = np.where(likelier, self._led + 1, 0)
@@ -124,26 +136,26 @@ class ExpertChoice:
     def _gumbel(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
         if self._noise is None:
             self._noise = self._bound.gumbel(size=len(log_gate))
-        return int((_tempered(log_gate, self.config.temperature) + self._noise).argmax())
+        return int((tempered(log_gate, self.config.temperature) + self._noise).argmax())
 
     def _coherent(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
-        weights = _tempered(log_gate, self.config.temperature)
+        weights = tempered(log_gate, self.config.temperature)
         if self._plan is not None and 0 < elapsed < len(self._plan):
             left = self._plan[elapsed:]
             weights = weights - 0.5 * np.square((plans[:, : len(left)] - left) / self.config.tolerance).sum(axis=(1, 2))
             weights -= weights.max()
-        expert = _draw(weights, self._bound)
+        expert = draw(weights, self._bound)
         self._plan = np.array(plans[expert])
         return expert
 
 
-def _tempered(log_gate: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+def tempered(log_gate: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Return `(log q - max log q) / T` in the gate's own precision; T = 1 changes no bit."""
     with np.errstate(over="ignore"):  # of a small T: minus infinity is right
         return ((log_gate - log_gate.max()).astype(np.float64) / temperature).astype(log_gate.dtype)
 
 
-def _draw(log_weights: np.ndarray, rng: np.random.Generator) -> int:
+def draw(log_weights: np.ndarray, rng: np.random.Generator) -> int:
     """Draw an index with probability `exp(log_weights) / sum`; the largest log weight is 0."""
     weights = np.exp(log_weights)
     return int(min(np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random()), len(weights) - 1))

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ros_vdd import backends
 from ros_vdd.backends import Engine, input_shapes
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import EngineError
 from ros_vdd.runtime.choice import ChoiceConfig, ExpertChoice
+from ros_vdd.runtime.commitment import Commitment
 from ros_vdd.runtime.past import PastActions
 
 
@@ -43,24 +45,47 @@ class PolicyRunner:
         engine: it, loaded.
         choice: how an expert of a mixture is chosen: a rule, or a rule with its settings. A diffusion policy has no experts.
         seed: of the noise and the draws.
+        likelihood: engine of a mixture's likelihood, which the choice `committed` asks instead of the policy.
 
-    A window policy is given the actions it returned, taken as executed: ask it once a tick. After a gap it begins anew, as after `reset`.
-    One thread may call it at a time.
+    A window policy is given the actions it returned, taken as executed: ask it once a tick. After a gap it begins anew, as after
+    `reset`. One thread may call it at a time.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, choice: str | ChoiceConfig = "argmax", seed: int = 0):
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        choice: str | ChoiceConfig = "argmax",
+        seed: int = 0,
+        likelihood: Engine | None = None,
+    ):
         self.bundle, self.engine = bundle, engine
         self.choice = choice if isinstance(choice, ChoiceConfig) else ChoiceConfig(choice)
+        self._commitment = _commitment(bundle, likelihood, self.choice, seed)
         self._chosen = ExpertChoice(self.choice, seed)
         self._inputs, self._past = input_shapes(bundle), PastActions(bundle)
         action = bundle.robot.action
         self._half_range = np.maximum(np.subtract(action.upper, action.lower) / 2, 1e-9).astype(np.float32)
         self.reset(seed)
 
+    @classmethod
+    def load(cls, bundle: Bundle, backend: str, choice: str | ChoiceConfig = "argmax", seed: int = 0) -> PolicyRunner:
+        """Load a policy into an engine, and its likelihood where the choice asks for it.
+
+        Raises:
+            EngineError: the engine doesn't exist, isn't installed, or refuses the policy.
+            PolicyError: the folder lacks a graph.
+        """
+        rule = choice if isinstance(choice, ChoiceConfig) else ChoiceConfig(choice)
+        asked = rule.rule == "committed" and bundle.kind == "mixture"
+        return cls(bundle, backends.load(bundle, backend), rule, seed, backends.load_likelihood(bundle, backend) if asked else None)
+
     def reset(self, seed: int) -> None:
         """Begin an episode: start the random numbers anew, forget the expert and the actions."""
-        self._rng = np.random.default_rng(seed)
+        self._seed, self._rng = seed, np.random.default_rng(seed)
         self._chosen.reset(seed)
+        if self._commitment is not None:
+            self._commitment.reset(seed)
         self._past.reset()
 
     def act(self, observation: Mapping[str, np.ndarray], elapsed: int | None = None) -> Prediction:
@@ -82,6 +107,9 @@ class PolicyRunner:
                 inputs[name] = self._rng.standard_normal(shape, dtype)
             elif name not in inputs:
                 inputs[name] = checked_input(name, shape, dtype, observation)
+        if self._commitment is not None:
+            went_on = self._commitment.next(inputs, self.bundle.n_action_steps if elapsed is None else elapsed)
+            return Prediction(went_on.actions, went_on.expert, went_on.log_gate, time.monotonic_ns() - began, went_on.means)
         outputs = self.engine.run(inputs)
         means, log_gate, expert = outputs.get("means"), outputs.get("log_gate"), None
         if means is not None:
@@ -102,6 +130,8 @@ class PolicyRunner:
         for _ in range(count):
             self.act(observation)
         self._rng, self._chosen, self._past = kept
+        if self._commitment is not None:
+            self._commitment.reset(self._seed)
 
     def _choose(self, log_gate: np.ndarray, means: np.ndarray, elapsed: int) -> int:
         if not np.isfinite(log_gate).all():
@@ -109,6 +139,14 @@ class PolicyRunner:
         if not np.isfinite(means).all():  # of any expert: `coherent` compares them all, and remembers one
             raise EngineError(f"engine '{self.engine.name}' answered with NaN or infinity; nothing of it is used")
         return self._chosen.choose(log_gate, means / self._half_range, elapsed)
+
+
+def _commitment(bundle: Bundle, likelihood: Engine | None, choice: ChoiceConfig, seed: int) -> Commitment | None:
+    if choice.rule != "committed" or bundle.kind != "mixture":  # a policy without experts has nothing to choose
+        return None
+    if likelihood is None:
+        raise EngineError("choice 'committed' asks the mixture's likelihood; load it with ros_vdd.backends.load_likelihood")
+    return Commitment(bundle, likelihood, choice, seed)
 
 
 def checked_input(name: str, shape: tuple[int, ...], dtype: np.dtype, observation: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -27,6 +27,8 @@ class Likelihood(NamedTuple):
     """(K, H, A) of the experts."""
     stds: np.ndarray
     """(K, H, A) of the experts."""
+    continued: np.ndarray | None = None
+    """(K, H, A) the experts' means given the actions that count, which stand first; None from a graph of an older export."""
 
 
 class LikelihoodRunner:

@@ -96,9 +96,9 @@ def given(made, energy):
     return made
 
 
-def improved(trust, store, steps=400):
-    """Return the mean first number, and the others, of chunks where Q is minus the squared distance of the first number from 0.5."""
-    made = given(method(trust=trust, critic_learning_rate=1e-2), lambda chunk: (chunk[:, 0] - 0.5).square())
+def improved(trust, store, steps=400, **options):
+    """Return chunks before and after training where Q is minus the squared distance of the first number from 0.5."""
+    made = given(method(trust=trust, critic_learning_rate=1e-2, **options), lambda chunk: (chunk[:, 0] - 0.5).square())
     made.prepare(None, Draws(0))
     made.ring.add({"chunk": torch.zeros(64, SIZE), "context": torch.zeros(64, 4), "earned": torch.zeros(64)})
     made.returns.critics.requires_grad_(False)
@@ -129,6 +129,40 @@ def test_the_student_climbs_q(store):
 def test_the_trust_region_holds_the_student(store):
     begun, ended = improved(1000.0, store, 150)
     assert (ended - begun).square().mean().sqrt() < 0.02
+
+
+def walks(chunks, steps=2):
+    chunks = torch.as_tensor(chunks)
+    states = torch.stack([torch.zeros_like(chunks)] * steps + [chunks])
+    return dxdp.Walked(states, torch.zeros(len(chunks), 4), torch.ones_like(chunks))
+
+
+@pytest.mark.parametrize("trust, chosen", [(0.0, [2, 2, 2]), (1.0, [1, 1, 2]), (100.0, [0, 1, 2])])
+def test_a_chunk_moves_to_the_best_that_is_worth_the_way(trust, chosen):
+    """Q 0, 0.5, 0.9 at 0, 0.5, 2 of every number: a way of 0.5, 2 or 1.5 costs trust times its square."""
+    made = given(method(improve="best", candidates=3, trust=trust), lambda chunk: -torch.tensor([0.0, 0.5, 0.9]).repeat(2))
+    at = torch.tensor([0.0, 0.5, 2.0])
+    chunks = at.repeat(2)[:, None].expand(6, SIZE)  # two observations: none takes a chunk of the other
+    torch.testing.assert_close(made.shifts(walks(chunks)), (at[chosen] - at).repeat(2)[:, None].expand(6, SIZE))
+
+
+def test_the_loss_of_the_best_pulls_every_step_by_the_shift(batch):
+    made = method(improve="best", candidates=2, trust=0.0, hold=0.0)
+    walked = walks(Draws(0).normal((ROWS, SIZE)))
+    shift = made.shifts(walked)
+    clean = torch.zeros(ROWS, SIZE, requires_grad=True)
+    made.policy.denoiser.forward = lambda x, sigma, condition: clean
+    loss = made.best_loss(walked, Draws(1))
+    loss.backward()
+    assert loss.item() == pytest.approx(shift.square().mean().item())
+    torch.testing.assert_close(clean.grad, -2 * shift / shift.numel())
+    assert 0 < (shift != 0).any(dim=1).sum() < ROWS
+
+
+def test_best_of_several_climbs_too(store):
+    begun, ended = improved(0.0, store, improve="best", hold=0.0)
+    miss = lambda chunk: (chunk[:, 0] - 0.5).square().mean().sqrt().item()  # noqa: E731
+    assert miss(ended) < 0.1 < 0.3 < miss(begun)
 
 
 def test_the_tether_is_the_squared_distance_from_the_first_student(batch):
@@ -172,6 +206,26 @@ def test_the_student_begins_where_start_says(store, tmp_path):
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
+def test_a_killed_run_by_the_best_ends_as_the_unbroken_one(store, tmp_path):
+    toy.policy(tmp_path / "teacher", "diffusion")
+    options = {**toy.OPTIONS["dxdp"], "improve": "best", "candidates": 3}
+    values = toy.config("dxdp", "few_step", store.root, {"steps": 4}, teacher=str(tmp_path / "teacher"), options=options)
+    config = build(TrainConfig, values)
+    TrainingRun(config, str(tmp_path / "unbroken"), progress=False).run()
+    with toy.killed_before(3):
+        TrainingRun(config, str(tmp_path / "killed"), progress=False).run()
+    TrainingRun(config, str(tmp_path / "killed"), progress=False).run()
+    one, other = (tmp_path / f"{name}.training" / "checkpoint.safetensors" for name in ("unbroken", "killed"))
+    assert _tensors(one).keys() == _tensors(other).keys()
+    assert all(torch.equal(value, _tensors(other)[name]) for name, value in _tensors(one).items())
+
+
+def _tensors(path):
+    from safetensors.torch import load_file
+
+    return load_file(str(path))
+
+
 def test_episodes_are_needed_and_only_for_who_learns_from_them(store, tmp_path, capsys):
     toy.policy(tmp_path / "teacher", "diffusion")
     values = {**toy.config("dxdp", "few_step", store.root), "rollouts": None, "teacher": str(tmp_path / "teacher")}
@@ -185,10 +239,13 @@ def test_episodes_are_needed_and_only_for_who_learns_from_them(store, tmp_path, 
     assert "'rollouts.env' is 'toy2d', an environment of robot 'toy2d', not that of the data" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [{"discount": 0.0}, {"discount": 1.1}, {"keep": 0}, {"trust": -1.0}, {"practice": 1.0}, {"tau_entropy": -0.1}])
-def test_options_without_meaning_are_refused(wrong):
-    with pytest.raises(ConfigError, match=f"'{next(iter(wrong))}'"):
-        Options(**wrong)
+@pytest.mark.parametrize(
+    "key, value",
+    [("discount", 0.0), ("discount", 1.1), ("keep", 0), ("trust", -1.0), ("practice", 1.0), ("candidates", 1), ("hold", -1.0)],
+)
+def test_options_without_meaning_are_refused(key, value):
+    with pytest.raises(ConfigError, match=f"'{key}'"):
+        Options(**{key: value})
 
 
 def test_a_student_that_cannot_be_trained_so_is_refused():

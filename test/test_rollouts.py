@@ -38,8 +38,8 @@ def test_every_bit_is_the_same_however_many_are_played_at_once(kind):
     one, many, alone = (Player(toy.ARM, count).play(policy, given) for count, given in ((1, seeds), (33, seeds), (5, seeds[7:8])))
     for first, second in zip([*one, one[7]], [*many, *alone], strict=True):
         assert first.seed == second.seed and first.steps == second.steps
-        for mine, theirs in ((first.chunks, second.chunks), (first.scores, second.scores), *zip(first.observations.values(), second.observations.values())):
-            assert np.array_equal(mine, theirs)
+        assert np.array_equal(first.chunks, second.chunks) and np.array_equal(first.scores, second.scores)
+        assert all(np.array_equal(first.observations[k], second.observations[k]) for k in first.observations)
 
 
 def test_an_episode_keeps_what_was_seen_and_done():
@@ -84,7 +84,7 @@ def test_seeds_of_a_training_are_its_own_and_no_evaluations():
 
 def test_an_environment_of_another_robot_is_refused():
     require_env(toy.ARM, toy.BLIND, "collect.env")
-    with pytest.raises(ConfigError, match="'collect.env' is 'toy.arm', an environment of robot 'toy', not that of the data: .*cameras"):
+    with pytest.raises(ConfigError, match="'collect.env' is 'toy.arm', an environment of robot 'toy', not that.*: .*cameras"):
         require_env(toy.ARM, toy.SEEING, "collect.env")
     with pytest.raises(EnvError, match="no environment 'avoidin'; .*'avoiding'"):
         require_env("avoidin", toy.BLIND, "collect.env")

@@ -143,7 +143,10 @@ class DynamicProgram:
         return (self.value(walked.states[t], index, walked.context, walked.mask) - self.target(walked, t)).square()
 
     def step_loss(self, walked: Walked, draws: Draws, tether: Tether | None = None) -> Tensor:
-        """Return E[V(x_{t+1}, t+1) + c_t + tether], a random step of each walk taken anew; the gradient of ln sigma is left in its `grad`."""
+        """Return E[V(x_{t+1}, t+1) + c_t + tether], a random step of each walk taken anew.
+
+        The gradient of ln sigma is left in its `grad`.
+        """
         policy, context = self.policy, walked.context
         index = draws.integers(self.steps, (len(context),))
         noise = draws.normal(tuple(walked.mask.shape))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The newest rows of what a training collected, with as many tensors a row as there are names; a module so that checkpoints keep it."""
+"""The newest rows of what a training collected, each of several named tensors; a module so that checkpoints keep it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Ring(nn.Module):
         for name, value in rows.items():
             key = _key(name)
             if not hasattr(self, key):
-                self.register_buffer(key, torch.zeros((self.capacity, *value.shape[1:]), dtype=value.dtype, device=self.count.device))
+                empty = torch.zeros((self.capacity, *value.shape[1:]), dtype=value.dtype, device=self.count.device)
+                self.register_buffer(key, empty)
             getattr(self, key)[places] = value[-self.capacity :].to(self.count.device)
         self.count += length
 

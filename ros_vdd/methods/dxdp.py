@@ -3,12 +3,21 @@
 
     G_k  = sum_{j>=k} discount^(j-k) (r_{j+1} - r_j)            r_k the score (or success) at decision k of a played episode
     Q_i  : min E (Q_i(o, a) - G)^2,   i = 1, 2                   on the newest decisions of the student itself
-    pi   : `ros_vdd.methods._dxdp` with V(., T) = -min_i Q_i     plus  trust ||D(x_t) - D_0(x_t)||^2 / n,   D_0 the student at the start
+    pi   : `ros_vdd.methods._dxdp` with V(., T) = -min_i Q_i     plus  trust ||D(x_t) - D_0(x_t)||^2 / D
 
-The environment has no gradient, Q has one: it sees the observation and the actions that are executed of a chunk. The trust region keeps the
-student where Q was learned. Sources: Yoon et al. 2024 (DxMI, arXiv 2407.00626), section 4, for the update; Wang et al. 2023 (Diffusion-QL,
-arXiv 2208.06193) for Q's gradient through a diffusion policy; Fujimoto et al. 2018 (TD3, arXiv 1802.09477) for the lower of two. Ours: no
-bootstrapping, since episodes have few decisions.
+with D_0 the student at the start; or, `improve: best`, of some chunks a_i of the student at the same o, with their walks,
+
+    j(i) = argmax_j min Q(o, a_j) - trust ||a_j - a_i||^2 / D
+    L    = || D(x_t^i) - sg[D(x_t^i) + a_j(i) - a_i] ||^2 / D + hold ||D(x_t^i) - D_0(x_t^i)||^2 / D
+
+The environment has no gradient, Q has one: it sees the observation and the actions that are executed of a chunk. The trust region
+keeps the student where Q was learned. The second rule asks Q only which of the student's own chunks is better, and moves no chunk
+where none is.
+
+Sources: Yoon et al. 2024 (DxMI, arXiv 2407.00626), section 4, for the update; Wang et al. 2023 (Diffusion-QL, arXiv 2208.06193)
+for Q's gradient through a diffusion policy; Fujimoto et al. 2018 (TD3, arXiv 1802.09477) for the lower of two. Ours: no
+bootstrapping, since episodes have few decisions; the second rule, after best-of-n selection (IDQL, Hansen-Estruch et al. 2023, arXiv
+2304.10573).
 """
 
 from __future__ import annotations
@@ -45,14 +54,20 @@ LOSS_FALLS = False
 class Options(Costs):
     """Those of `Costs`, without entropy by default, and what is learned from episodes.
 
-    `reward`: the environment's `score` or its `success`. `discount`: of a decision. `keep`: the newest decisions that Q learns from.
-    `critic`: sizes of Q and V. `trust`: weight of the distance from the student that the run began with. `practice`: share of the
-    training in which Q learns alone. `train_sigma`: let ln sigma descend too; where tau_entropy is 0 nothing holds it up. `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`.
+    `reward`: the environment's `score` or its `success`. `improve`: climb Q's `gradient`, or move towards the `best` of `candidates`
+    chunks at the same observation, of which each costs `trust` times its distance; `hold`: weight of the distance from the first
+    student there. `trust`: for `gradient`, weight of the distance from the student that the run began with. `discount`: of a
+    decision. `keep`: the newest decisions that Q learns from. `critic`: sizes of Q and V. `practice`: share of the training in which
+    Q learns alone. `train_sigma`: let ln sigma descend too (`gradient`); where tau_entropy is 0 nothing holds it up. `warm_start`:
+    begin as the teacher's network where the shapes agree; false for a run with `start`.
     """
 
     tau_entropy: float = 0.0
     tau_velocity: float = 0.0
     reward: Literal["score", "success"] = "score"
+    improve: Literal["gradient", "best"] = "gradient"
+    candidates: int = 8
+    hold: float = 0.1
     discount: float = 0.98
     keep: int = 20_000
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -65,8 +80,10 @@ class Options(Costs):
         super().__post_init__()
         if not 0 < self.discount <= 1:
             raise ConfigError(f"'discount' is {self.discount}; expected above 0, up to 1")
-        if self.keep < 1 or self.trust < 0:
-            raise ConfigError(f"'keep' is {self.keep}, 'trust' {self.trust}; expected at least 1, and at least 0")
+        if self.keep < 1 or self.candidates < 2:
+            raise ConfigError(f"'keep' is {self.keep}, 'candidates' {self.candidates}; expected at least 1, and at least 2")
+        if min(self.trust, self.hold) < 0:
+            raise ConfigError(f"'trust' is {self.trust}, 'hold' {self.hold}; expected at least 0")
         if not 0 <= self.practice < 1:
             raise ConfigError(f"'practice' is {self.practice}; expected 0 up to below 1")
 
@@ -76,9 +93,8 @@ class Returns(nn.Module):
 
     def __init__(self, policy: FewStepPolicy, sizes: CriticConfig):
         super().__init__()
-        self.critics = nn.ModuleList(
-            Critic(policy.chunk_size, policy.condition_size, [0.0], sizes.width, sizes.depth, policy.config.sigma_data) for _ in range(2)
-        )
+        shape, sigma_data = (policy.chunk_size, policy.condition_size), policy.config.sigma_data
+        self.critics = nn.ModuleList(Critic(*shape, [0.0], sizes.width, sizes.depth, sigma_data) for _ in range(2))
         executed = torch.zeros(policy.config.horizon, policy.robot.action_size)
         executed[: policy.config.n_action_steps] = 1.0
         self.register_buffer("executed", executed.flatten(), persistent=False)
@@ -108,7 +124,9 @@ class Method:
         if policy.config.walk != "posterior":
             raise ConfigError(f"'policy.walk' is '{policy.config.walk}'; dxdp trains a student that walks by 'posterior'")
         if any(p.requires_grad for p in policy.encoders.parameters()):
-            raise ConfigError("'freeze_encoder' is false; dxdp keeps features of what was observed, which must stay: freeze_encoder: true")
+            raise ConfigError(
+                "'freeze_encoder' is false; dxdp keeps features of what was observed, which must stay: freeze_encoder: true"
+            )
         self.options, self.policy, self.teacher = options, policy, teacher
         sizes, device = options.critic, policy.action_normalizer.low.device
         with torch.random.fork_rng([]):  # the same networks whatever was drawn before
@@ -133,6 +151,8 @@ class Method:
             "value": torch.optim.Adam(self.value.parameters(), rate),
             "sigma": self.program.sigma_optimizer,
         }
+        gradient = options.improve == "gradient"
+        self._valued = list(reversed(range(1, self.program.steps))) if gradient else []  # nothing leads to the noise at the start
         self._walked: Walked
 
     def prepare(self, data, draws: Draws) -> None:
@@ -156,8 +176,11 @@ class Method:
     def before(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> dict[str, float]:
         """Let Q learn from what was played, and V from walks at the same observations; return their errors."""
         rows = self._rows(batch, draws)
-        context = rows["context"]
-        walked = self._walked = self.program.walk(context, torch.ones_like(rows["chunk"]), draws)
+        context = started = rows["context"]
+        if self.options.improve == "best":  # as many walks as the batch has rows, of fewer observations
+            started = context[: -(-len(context) // self.options.candidates)].repeat_interleave(self.options.candidates, dim=0)
+        mask = torch.ones_like(rows["chunk"][:1]).expand(len(started), -1)
+        walked = self._walked = self.program.walk(started, mask, draws)
         self.program.velocity.follow(walked, self.options.velocity_keep, draws)
         self.returns.requires_grad_(True)
         self.value.requires_grad_(True)
@@ -165,7 +188,7 @@ class Method:
         for _ in range(self.options.critic_updates):
             loss = (self.returns.both(rows["chunk"], context) - rows["earned"]).square().mean()
             error = descend(loss, self.optimizers["returns"], clip, draws)
-            for t in reversed(range(1, self.program.steps)):  # nothing leads to the noise at the start
+            for t in self._valued:
                 index = torch.full_like(walked.mask[:, 0], t, dtype=torch.long)
                 target = self.program.target(walked, t)
                 away = self.value(walked.states[t], index, context, walked.mask) - target
@@ -173,19 +196,41 @@ class Method:
         self.returns.requires_grad_(False)
         self.value.requires_grad_(False)
         score, success = self.played.figures.tolist()
-        return {"return_error": error, "value_error": sum(errors) / len(errors), "played_score": score, "played_success": success}
+        away = sum(errors) / max(len(errors), 1)
+        return {"return_error": error, "value_error": away, "played_score": score, "played_success": success}
 
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return minus what a step is foreseen to earn, plus its cost and the trust region's; 0 while Q learns alone."""
         learning = progress >= self.options.practice
         if learning:
-            loss = self.program.step_loss(self._walked, draws, self._tether)
+            best = self.options.improve == "best"
+            loss = self.best_loss(self._walked, draws) if best else self.program.step_loss(self._walked, draws, self._tether)
         else:
             loss = sum(0.0 * p.sum() for p in self.policy.denoiser.parameters())
         figures = {"loss": loss.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
         if not self.options.train_sigma:
             self.policy.log_sigma.grad = None
         return loss, figures
+
+    def best_loss(self, walked: Walked, draws: Draws) -> Tensor:
+        """Return the mean squared distance by which chunks are to move towards better ones, and that from the first student's."""
+        chunk, shift = walked.states[-1], self.shifts(walked)
+        index = draws.integers(self.program.steps, (len(chunk),))
+        x = walked.states[index, torch.arange(len(index), device=index.device)]
+        level = torch.tensor(self.program.levels, device=x.device)[index]
+        clean = self.policy.denoiser(x, level, walked.context)
+        moved = (clean - clean.detach() - shift).square().mean()
+        return moved + self.options.hold * (clean - self._begun(x, level, walked.context)).square().mean()
+
+    @torch.no_grad()
+    def shifts(self, walked: Walked) -> Tensor:
+        """Return a_j(i) - a_i `(B, D)` of the chunks of walks, whose observations come `candidates` times in a row."""
+        count = self.options.candidates
+        chunk = walked.states[-1].unflatten(0, (-1, count))
+        q = -self.returns.energy(walked.states[-1], walked.context, walked.mask).unflatten(0, (-1, count))
+        distance = (chunk[:, :, None] - chunk[:, None]).square().mean(dim=3)  # (M, i, j)
+        best = (q[:, None] - self.options.trust * distance).argmax(dim=2)
+        return (chunk.gather(1, best[:, :, None].expand_as(chunk)) - chunk).flatten(0, 1)
 
     def after(self) -> None:
         """Step ln sigma beside the student."""
@@ -194,7 +239,7 @@ class Method:
 
     @torch.no_grad()
     def validate(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, float]:
-        """Return minus what is foreseen where demonstrations lie, the error against the recorded chunk, and how far the student moved.
+        """Return minus what is foreseen at demonstrations, the error against the recorded chunk, and how far the student moved.
 
         "moved": the root mean square distance of its chunks from those of the student at the start, of the same noise.
         """
@@ -219,9 +264,12 @@ class Method:
 
     def _tether(self, clean: Tensor, x: Tensor, level: Tensor, context: Tensor) -> Tensor:
         """Return the trust region's cost `(B,)` of clean estimates `(B, D)` of states x `(B, D)`."""
-        with torch.no_grad():
-            begun = reflected(self.anchor(x, level, context), 1.0 if self.policy.config.sampler.clip else None)
+        begun = reflected(self._begun(x, level, context), 1.0 if self.policy.config.sampler.clip else None)
         return self.options.trust * (clean - begun).square().mean(dim=1)
+
+    @torch.no_grad()
+    def _begun(self, x: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        return self.anchor(x, level, context)
 
 
 def earned(results: np.ndarray, discount: float) -> np.ndarray:

@@ -53,7 +53,9 @@ class TrainingRun:
         """Train (or continue a killed training) and write the policy folder; of several processes only the first returns it."""
         with join(self.config.loop) as group:
             if group.world > 1 and (self.config.collect or self.config.rollouts):
-                raise ConfigError(f"'collect' and 'rollouts' play in one process, and there are {group.world}; start it without torchrun")
+                raise ConfigError(
+                    f"'collect' and 'rollouts' play in one process, and there are {group.world}; start it without torchrun"
+                )
             self.progress = self.progress and group.first
             bundle = self._train(group)
             group.wait()
@@ -109,11 +111,16 @@ class TrainingRun:
         """Refuse episodes that the method has no use for, or can't be played, and a method that lacks them."""
         config, plays = self.config, getattr(self.module, "NEEDS_ENV", False)
         if plays and not config.rollouts:
-            raise ConfigError(f"method '{config.method}' learns from episodes; write which: rollouts: {{env: avoiding, every: 100, episodes: 64}}")
+            example = "rollouts: {env: avoiding, every: 500, episodes: 500}"
+            raise ConfigError(f"method '{config.method}' learns from episodes; write which: {example}")
         if config.rollouts and not plays:
-            raise ConfigError(f"'rollouts' is given, and method '{config.method}' doesn't learn from what it earns; leave it out (DAgger: 'collect')")
+            raise ConfigError(
+                f"'rollouts' is given, and method '{config.method}' doesn't learn from what it earns; leave it out (DAgger: 'collect')"
+            )
         if config.collect and (plays or not self.module.NEEDS_TEACHER):
-            raise ConfigError(f"'collect' is given, and method '{config.method}' has no teacher that would label what is collected; leave it out")
+            raise ConfigError(
+                f"'collect' is given, and method '{config.method}' has no teacher that would label what is collected; leave it out"
+            )
         for key in ("collect", "rollouts"):
             if section := getattr(config, key):
                 require_env(section.env, self.store.robot, f"{key}.env")

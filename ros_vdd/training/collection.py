@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training learns from episodes that its policy plays: where the teacher would have gone from there, or what they earned.
 
-    Collection   DAgger (Ross et al. 2011, arXiv 1011.0686) with a network as the expert: the student plays, the teacher labels what the student
-                 observed, and every batch takes a share of its rows from there. The student is thus taught where its own errors lead.
+    Collection   DAgger (Ross et al. 2011, arXiv 1011.0686) with a network as the expert: the student plays, the teacher labels what
+                 it observed, and every batch takes a share of its rows from there; so it is taught where its own errors lead
     Practice     hands the episodes to a method that learns from returns
 
 Both play with the averaged weights, which are those that are shipped. What they keep is part of the checkpoint.
@@ -84,10 +84,11 @@ class Collection:
         noise = draws.normal((count, *self.teacher.noise_shape))
         parts = []
         for start in range(0, count, BLOCK):
-            rows = {name: torch.from_numpy(value[start : start + BLOCK]).to(device) for name, value in episode.observations.items()}
+            here = slice(start, start + BLOCK)
+            rows = {name: torch.from_numpy(value[here]).to(device) for name, value in episode.observations.items()}
             if "features" in names:
                 rows["features"] = self._features(rows)
-            rows["actions"] = self.teacher.to_chunk(self.teacher.generate(rows, noise[start : start + BLOCK]))
+            rows["actions"] = self.teacher.to_chunk(self.teacher.generate(rows, noise[here]))
             rows["mask"] = torch.ones_like(rows["actions"][:, :, 0])
             parts.append({name: rows[name] for name in names})
         return {name: torch.cat([part[name] for part in parts]) for name in names}

@@ -62,8 +62,8 @@ class Renderings:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Episodes that the policy plays in an environment while it is trained: `episodes` of them, every `every` steps, `at_once` side by
-    side."""
+    """Episodes that the policy plays in an environment while it is trained: `episodes` of them, every `every` steps, `at_once`
+    side by side."""
 
     env: str
     every: int = 1_000
@@ -87,7 +87,7 @@ class Collect(Rollouts):
         super().__post_init__()
         if not 0 < self.share <= 0.5:
             raise ConfigError(
-                f"'share' is {self.share}; expected above 0, up to 0.5: far from the demonstrations the teacher itself isn't reliable"
+                f"'share' is {self.share}; expected above 0, up to 0.5: far from demonstrations the teacher itself isn't reliable"
             )
         if self.keep < 1:
             raise ConfigError(f"'keep' is {self.keep}; expected at least 1")
@@ -99,8 +99,8 @@ class TrainConfig:
 
     `policy` holds the fields of the policy's configuration, and its `kind` where the method trains several; `options` holds
     those of the method; `start` is a policy folder whose weights the run begins with, `encoder` one whose image encoders it
-    takes; `freeze_encoder` keeps those as they are. `collect`: the student plays, and the teacher tells it what to do where that led
-    (DAgger). `rollouts`: what a method plays that learns from what it earns.
+    takes; `freeze_encoder` keeps those as they are. `collect`: the student plays, and the teacher tells it what to do where that
+    led (DAgger). `rollouts`: what a method plays that learns from what it earns.
     """
 
     name: str

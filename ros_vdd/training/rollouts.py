@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Episodes that a policy plays while it is trained, several side by side, so that its network is asked in batches.
 
-They are played as `ros-vdd evaluate` does: the history begins with the first frame repeated, `n_action_steps` of a chunk are executed, the
-noise is drawn from the episode's seed, an expert of a mixture by the gate (`--choice sample`).
+They are played as `ros-vdd evaluate` does: the history begins with the first frame repeated, `n_action_steps` of a chunk are
+executed, the noise is drawn from the episode's seed, an expert of a mixture by the gate (`--choice sample`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def require_env(name: str, robot: RobotSpec, key: str) -> None:
     """
     theirs = load_robot(envs.make(name).robot)
     if differences := robot.difference(theirs):
-        raise ConfigError(f"'{key}' is '{name}', an environment of robot '{theirs.name}', not that of the data: {'; '.join(differences)}")
+        wrong = f"'{key}' is '{name}', an environment of robot '{theirs.name}', not that of the data"
+        raise ConfigError(f"{wrong}: {'; '.join(differences)}")
 
 
 def episode_seeds(seed: int, number: int, count: int) -> list[int]:

@@ -64,8 +64,9 @@ $(VENV)/.run-time: $(VENV)/.python constraints.txt setup.py
 	@touch $@
 
 $(VENV)/.everything: $(VENV)/.run-time
-	@echo 'installing training and tests: torch, ONNX, Meta-World (some minutes)'
+	@echo 'installing training and tests: torch, ONNX, Meta-World, TensorRT for RTX (some minutes)'
 	@$(INSTALL) $(PINS) -e '.[$(ROS_EXTRA)sim,metaworld,train,dev]'
+	@$(INSTALL) $(PINS) -e '.[tensorrt-rtx]' || echo 'TensorRT for RTX does not install here; the tests that build engines are skipped'
 	@touch $@
 
 check:

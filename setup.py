@@ -29,7 +29,10 @@ EXTRAS = {
     "metaworld": ["metaworld>=3.1.1,<3.2"],  # 47 MB with MuJoCo; the environment sets attributes of this version
     "data": DATA,
     "train": [*DATA, "torch>=2.10", "onnx>=1.21", "onnxscript>=0.5", "safetensors>=0.4", "scipy>=1.15", "tensorboard>=2.14", "matplotlib>=3.7"],
-    "tensorrt": ["tensorrt>=10.3"],
+    # NVIDIA GPUs. Standard TensorRT comes with JetPack on a Jetson, where the second and third are enough.
+    "tensorrt": ["tensorrt>=10.12", "cuda-python>=12.6", "onnx>=1.21"],
+    # GeForce and RTX; builds on any Linux x86-64, with a GPU or without (95 MB to download, 240 MB on disk).
+    "tensorrt-rtx": ["tensorrt-rtx>=1.2", "cuda-python>=12.6", "onnx>=1.21"],
     "dev": ["pytest>=7"],
 }
 

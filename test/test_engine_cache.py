@@ -84,7 +84,7 @@ def test_one_changed_byte_anywhere_is_refused(name, cache, policy, entry):
     for at in range(len(good)):
         for bit in [rng.integers(8)] if name == BUILT else (0, 5):
             path.write_bytes(good[:at] + bytes([good[at] ^ 1 << int(bit)]) + good[at + 1 :])
-            with pytest.raises(EngineError, match="is damaged or was edited: .* isn't what SHA256SUMS says. It isn't loaded. Build it with"):
+            with pytest.raises(EngineError, match="damaged or was edited: .* isn't what SHA256SUMS says. It isn't loaded"):
                 cache.find(policy, ENGINE, IDENTITY, HOST)
     path.write_bytes(good)
     assert cache.find(policy, ENGINE, IDENTITY, HOST) == BUILT_BYTES

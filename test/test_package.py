@@ -57,7 +57,7 @@ def test_console_scripts_name_functions_that_exist(metadata):
 
 def test_extras_are_those_of_the_readme(metadata):
     extras = set(re.findall(r"^Provides-Extra: (\S+)", (metadata / "PKG-INFO").read_text(), re.M))
-    assert extras == {"ros", "sim", "metaworld", "data", "train", "tensorrt", "dev"}
+    assert extras == {"ros", "sim", "metaworld", "data", "train", "tensorrt", "tensorrt-rtx", "dev"}
 
 
 def test_every_folder_with_code_is_a_package():

@@ -7,13 +7,20 @@ robot with a goal "goal" `(1, G)` float32), and "noise" `(1, H, A)` float32 for 
 Outputs: "means" `(1, K, H, A)` and "log_gate" `(1, K)` of a mixture, or "actions" `(1, H, A)`.
 
 The likelihood of a mixture takes the observation, "chunk" `(1, H, A)` and "mask" `(1, H)`: 1 for the actions that count, then 0.
-Outputs: "log_prob" `(1,)`, "log_responsibilities" `(1, K)`, "gate_entropy" `(1,)` [nats], "means" and "stds" `(1, K, H, A)`.
+Outputs: "log_prob" `(1,)`, "log_responsibilities" `(1, K)`, "gate_entropy" `(1,)` [nats], "means", "stds"
+and "continued" `(1, K, H, A)`, the last of which begin with the actions that count.
 
 The critic of a few-step student takes the same and "noise" `(1, M, N, H, A)`, for M chunks of its own to compare with.
 Outputs: "energy" `(1,)` of the chunk, "samples" `(1, M)` of its own, in a unit that is another for each observation.
 
-An engine is named `NAME` or `NAME:PRECISION`, for example `tensorrt:fp16`; without a precision it computes in fp32. What an engine
-must build ahead, its module tells in `PRECISIONS`, `identity` and `build`; `load` then finds it in the cache (`_cache.py`).
+An engine is named `NAME` or `NAME:PRECISION`, for example `tensorrt:fp16`; without a precision it computes in fp32. Its module
+has `load`, and of an engine that is built ahead, after which `load` finds it in the cache (`_cache.py`):
+
+    PRECISIONS                   what it computes in, "fp32" first; `build` refuses one that needs no building
+    identity(precision, target)  what a built engine is only valid with: library, version, GPU, driver, precision
+    build(bundle, precision, target, observations, say) -> bytes
+    open_built(bundle, built, precision) -> Engine
+    host(), cannot_run(target), emulate(bundle, precision)   optional, see `tensorrt.py`
 """
 
 from __future__ import annotations
@@ -56,7 +63,9 @@ def split(name: str) -> tuple[str, str | None]:
     """
     engine, *precision = name.split(":")
     if precision and (len(precision) > 1 or not engine or not precision[0]):
-        raise EngineError(f"engine '{name}' isn't NAME or NAME:PRECISION, for example onnxruntime or tensorrt:fp16; available: {', '.join(names())}")
+        raise EngineError(
+            f"engine '{name}' isn't NAME or NAME:PRECISION, for example tensorrt:fp16; available: {', '.join(names())}"
+        )
     return engine, precision[0] if precision else None
 
 

@@ -6,8 +6,8 @@
         engine.yaml   the sidecar manifest: graph, identity, parity, when it was made
         SHA256SUMS    of both; `sha256sum -c SHA256SUMS` checks them too
 
-The key is the beginning of the sha256 over the graph's sha256 and the identity: library, version, GPU, driver, precision. The sums
-find damage; against an attacker stand the rights of the folder, which only its owner may write.
+The key is the beginning of the sha256 over the graph's sha256 and the identity: library, version, GPU, driver, precision. The
+sums find damage; against an attacker stand the rights of the folder, which only its owner may write.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def read(entry: Path) -> tuple[EngineManifest, bytes]:
     for name in present:
         _require_own(entry / name)
     built, described = (entry / BUILT).read_bytes(), (entry / MANIFEST).read_bytes()
-    lines = {name: f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode() for name, data in ((BUILT, built), (MANIFEST, described))}
+    held = {BUILT: built, MANIFEST: described}
+    lines = {name: f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode() for name, data in held.items()}
     sums = (entry / SUMS).read_bytes()
     if sums != b"".join(lines.values()):
         changed = [f"'{name}'" for name, line in lines.items() if line not in sums] or [f"'{SUMS}'"]
@@ -195,7 +196,8 @@ def _require_own(path: Path) -> None:
     if found.st_uid not in (os.getuid(), 0):
         raise EngineError(f"'{path}' belongs to user {found.st_uid}; expected {os.getuid()}, who runs this, or root")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise EngineError(f"'{path}' may be written by others (mode {stat.S_IMODE(found.st_mode):o}); chmod -R go-w it if you trust it")
+        mode = stat.S_IMODE(found.st_mode)
+        raise EngineError(f"'{path}' may be written by others (mode {mode:o}); chmod -R go-w it if you trust it")
 
 
 def _differences(manifest: EngineManifest, engine: str, graph: str, identity: Mapping[str, Any]) -> list[str]:
@@ -204,7 +206,8 @@ def _differences(manifest: EngineManifest, engine: str, graph: str, identity: Ma
     if manifest.engine != engine:
         found.append(f"engine was {manifest.engine}, is {engine}")
     if manifest.graph != graph:
-        found.append(f"another graph (sha256 was {manifest.graph[:12]}, is {graph[:12]}): the policy was trained or exported anew")
+        was, now = manifest.graph[:12], graph[:12]
+        found.append(f"another graph (sha256 was {was}, is {now}): the policy was trained or exported anew")
     for name in sorted(manifest.identity.keys() | identity.keys()):
         was, now = manifest.identity.get(name), identity.get(name)
         if was != now:

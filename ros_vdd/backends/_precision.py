@@ -156,5 +156,6 @@ class _Lowering:
 def _float_tensors(graph) -> set[str]:
     from onnx import TensorProto
 
-    typed = {v.name for v in (*graph.input, *graph.value_info, *graph.output) if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    values = (*graph.input, *graph.value_info, *graph.output)
+    typed = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     return typed | {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ros_vdd.backends._trt_library import is_rtx, library, logger, unexplained
+from ros_vdd.backends._trt_library import is_rtx, library, logger, reasons, title, unexplained
 from ros_vdd.errors import EngineError, suggest
 
 LEVEL = 5
@@ -48,7 +48,7 @@ def compile_graph(graph: bytes, targets: Sequence[str] = (), timing_cache: Path 
     said = logger(trt)
     builder = trt.Builder(said)
     if builder is None:
-        raise EngineError(f"{trt.__name__} {trt.__version__} can't start: {_reasons(said)}")
+        raise EngineError(f"{title(trt)} can't start: {reasons(said)}")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, graph, said)
     layers = Counter(network.get_layer(i).type.name for i in range(network.num_layers))
@@ -66,7 +66,7 @@ def compile_graph(graph: bytes, targets: Sequence[str] = (), timing_cache: Path 
         cache = _timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError(f"{trt.__name__} {trt.__version__} built no engine for {', '.join(targets) or 'this GPU'}: {_reasons(said)}")
+        raise EngineError(f"{title(trt)} built no engine for {', '.join(targets) or 'this GPU'}: {reasons(said)}")
     if cache is not None and timing_cache is not None:
         _write(timing_cache, bytes(cache.serialize()))
     engine = bytes(plan)
@@ -83,13 +83,13 @@ def _set_targets(trt, config, targets: Sequence[str]) -> None:
     for name in names:
         if name not in trt.ComputeCapability.__members__ or name == "NONE":
             raise EngineError(
-                f"{trt.__name__} {trt.__version__} doesn't compile for '{name.lower()}'; {suggest(name.lower(), known_targets(trt))}. "
+                f"{title(trt)} doesn't compile for '{name.lower()}'; {suggest(name.lower(), known_targets(trt))}. "
                 "Other GPUs need standard TensorRT, on the machine itself"
             )
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
         if not config.set_compute_capability(trt.ComputeCapability.__members__[name], index):
-            raise EngineError(f"{trt.__name__} {trt.__version__} didn't take the target '{name.lower()}'")
+            raise EngineError(f"{title(trt)} didn't take the target '{name.lower()}'")
 
 
 def _parse(trt, network, graph: bytes, said) -> None:
@@ -98,7 +98,7 @@ def _parse(trt, network, graph: bytes, said) -> None:
         return
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     told = [f"node {e.node()} '{e.node_name()}' ({e.node_operator()}): {' '.join(e.desc().split())}" for e in errors]
-    raise EngineError(f"{trt.__name__} {trt.__version__} can't read the graph: {'; '.join(told) or _reasons(said)}")
+    raise EngineError(f"{title(trt)} can't read the graph: {'; '.join(told) or reasons(said)}")
 
 
 def _timing_cache(config, path: Path | None):
@@ -115,7 +115,3 @@ def _write(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
     os.replace(partial, path)
-
-
-def _reasons(said) -> str:
-    return "; ".join(said.errors[:3]) or "it gave no reason"

@@ -33,7 +33,7 @@ def library() -> ModuleType:
             continue
         if version(found) < oldest:
             told = ".".join(map(str, oldest))
-            raise EngineError(f"{name} {found.__version__} is installed; strongly typed networks need {told} or newer. {EXTRAS}")
+            raise EngineError(f"{title(found)} is installed; strongly typed networks need {told} or newer. {EXTRAS}")
         return found
     raise EngineError(f"neither {' nor '.join(LIBRARIES)} is installed; {EXTRAS}")
 
@@ -41,6 +41,11 @@ def library() -> ModuleType:
 def version(trt: ModuleType) -> tuple[int, ...]:
     """Return the version as numbers."""
     return tuple(int(part) for part in re.findall(r"\d+", trt.__version__)[:4])
+
+
+def title(trt: ModuleType) -> str:
+    """Return name and version, as messages tell them."""
+    return f"{trt.__name__} {trt.__version__}"
 
 
 def is_rtx(trt: ModuleType) -> bool:
@@ -57,6 +62,11 @@ def logger(trt: ModuleType):
         _loggers[trt.__name__] = _logger_class(trt)()
     _loggers[trt.__name__].forget()
     return _loggers[trt.__name__]
+
+
+def reasons(said) -> str:
+    """Return what a logger was told of a failure."""
+    return "; ".join(said.errors[:3]) or "it gave no reason"
 
 
 def unexplained(warnings: list[str]) -> list[str]:

@@ -58,7 +58,8 @@ def tensors(trt, engine) -> list[Tensor]:
     """Return the inputs and outputs of a deserialised engine."""
     found = []
     for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
-        dtype, is_input = np.dtype(trt.nptype(engine.get_tensor_dtype(name))), engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         found.append(Tensor(name, tuple(engine.get_tensor_shape(name)), dtype, is_input))
     return found
 
@@ -139,5 +140,6 @@ class TensorRtEngine:
         asked = getattr(self._context, "is_stream_capturable", None)  # TensorRT for RTX tells; standard TensorRT always is here
         if asked is None or asked(self._device.stream):
             return True
-        logging.getLogger(__name__).warning("engine '%s' can't be captured as a CUDA graph; each kernel is launched anew", self.name)
+        told = "engine '%s' can't be captured as a CUDA graph; each kernel is launched anew"
+        logging.getLogger(__name__).warning(told, self.name)
         return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ros_vdd.backends._cache import EngineCache
 from ros_vdd.backends._cuda import CudaDevice, Gpu, gpu
 from ros_vdd.backends._image_cast import cast_at_inputs
 from ros_vdd.backends._trt_build import compile_graph, known_targets
-from ros_vdd.backends._trt_library import is_rtx, library, logger
+from ros_vdd.backends._trt_library import is_rtx, library, logger, reasons, title
 from ros_vdd.backends._trt_run import Tensor, TensorRtEngine, tensors
 from ros_vdd.bundle import GRAPH, Bundle
 from ros_vdd.errors import EngineError, suggest
@@ -37,7 +38,8 @@ def identity(precision: str, target: str | None = None) -> dict[str, str]:
     """
     trt, here = library(), gpu()
     target = _require_target(trt, target, here)
-    facts = {"library": trt.__name__, "version": trt.__version__, "target": target, "precision": precision, "ros_vdd": __version__}
+    facts = {"library": trt.__name__, "version": trt.__version__, "target": target, "precision": precision}
+    facts["ros_vdd"] = __version__  # which decides how a precision is baked in
     # What TensorRT for RTX builds ahead is finished on the GPU itself, so it fits any of that capability; parity names the GPU.
     return facts if is_rtx(trt) else facts | host()
 
@@ -76,12 +78,12 @@ def build(
     trt, graph = library(), _graph(bundle)
     target = _require_target(trt, target, gpu())
     total, low = _precision.products(graph)
-    cache = None if is_rtx(trt) else EngineCache().folder / "timing" / f"{_plain(host().get('gpu', target))}-{trt.__version__}.bin"
-    made = compile_graph(prepared(graph, precision), [target] if is_rtx(trt) else [], cache)
+    ahead, cache = ([target], None) if is_rtx(trt) else ([], _timing_cache(trt))
+    made = compile_graph(prepared(graph, precision), ahead, cache)
     lowered = f"{low} of {total} products in {precision}, the rest in fp32" if precision != FP32 else "everything in fp32"
     kernels = f", {sum(made.kernels.values())} kernels" if made.kernels else ""
     say(
-        f"{trt.__name__} {trt.__version__} for {target}: {sum(made.layers.values())} layers{kernels}, {lowered}; "
+        f"{title(trt)} for {target}: {sum(made.layers.values())} layers{kernels}, {lowered}; "
         f"{len(made.engine) / 1e6:.1f} MB in {made.seconds:.1f} s"
     )
     for warning in made.warnings:
@@ -100,7 +102,8 @@ def prepared(graph: bytes, precision: str) -> bytes:
 
 def emulate(bundle: Bundle, precision: str) -> onnxruntime.OnnxRuntimeEngine:
     """Return an engine for any CPU that rounds wherever the built one does: what a precision costs, told without a GPU."""
-    return onnxruntime.OnnxRuntimeEngine(onnxruntime.session(_precision.rounded(_graph(bundle), precision)), f"emulated {precision}")
+    graph = _precision.rounded(_graph(bundle), precision)
+    return onnxruntime.OnnxRuntimeEngine(onnxruntime.session(graph), f"emulated {precision}")
 
 
 def open_built(bundle: Bundle, built: bytes, precision: str = FP32) -> TensorRtEngine:
@@ -117,12 +120,12 @@ def open_built(bundle: Bundle, built: bytes, precision: str = FP32) -> TensorRtE
     runtime = trt.Runtime(said)
     engine = runtime.deserialize_cuda_engine(built)  # engine_host_code_allowed stays off
     if engine is None:
-        raise EngineError(f"{trt.__name__} {trt.__version__} refuses the engine: {'; '.join(said.errors[:3]) or 'it gave no reason'}")
+        raise EngineError(f"{title(trt)} refuses the engine: {reasons(said)}")
     described = tensors(trt, engine)
     require_inputs(bundle, described)
     context = engine.create_execution_context()
     if context is None:
-        raise EngineError(f"{trt.__name__} {trt.__version__} can't run the engine: {'; '.join(said.errors[:3]) or 'not enough memory'}")
+        raise EngineError(f"{title(trt)} can't run the engine: {reasons(said)}")
     return TensorRtEngine(f"tensorrt:{precision}", context, described, CudaDevice())
 
 
@@ -143,7 +146,8 @@ def load(bundle: Bundle, precision: str = FP32) -> TensorRtEngine:
     """Start the built engine of a policy from the cache.
 
     Raises:
-        EngineError: none was built for this graph, library, GPU, driver and precision; it is damaged; or its parity was not shown here.
+        EngineError: none was built for this graph, library, GPU, driver and precision, it is damaged, or its parity was not shown
+            on this machine.
     """
     built = EngineCache().find(bundle, f"tensorrt:{precision}", identity(precision), host())
     return open_built(bundle, built, precision)
@@ -151,18 +155,18 @@ def load(bundle: Bundle, precision: str = FP32) -> TensorRtEngine:
 
 def _require_target(trt, target: str | None, here: Gpu | None) -> str:
     if target is None and here is None:
-        ahead = f"or name the robot's GPU with --target: {', '.join(known_targets(trt))}" if is_rtx(trt) else "as standard TensorRT must"
-        raise EngineError(f"no GPU was found (driver and cuda-python installed?). Build on the robot, {ahead}")
+        ahead = f", or name the robot's GPU with --target: {', '.join(known_targets(trt))}" if is_rtx(trt) else ""
+        raise EngineError(f"no GPU was found (driver and cuda-python installed?). Build on the robot{ahead}")
     if target is None or here is not None and target == here.capability:
         return here.capability
     if not is_rtx(trt):
         own = here.capability if here else "none"
         raise EngineError(
-            f"'{target}' isn't this machine's GPU ({own}), and {trt.__name__} builds for that only. Build on the robot, or install "
-            "TensorRT for RTX: pip install 'ros_vdd[tensorrt-rtx]'"
+            f"'{target}' isn't this machine's GPU ({own}), and {trt.__name__} builds for that only. Build on the robot, or "
+            "install TensorRT for RTX: pip install 'ros_vdd[tensorrt-rtx]'"
         )
     if target not in known_targets(trt):
-        raise EngineError(f"{trt.__name__} {trt.__version__} doesn't compile for '{target}'; {suggest(target, known_targets(trt))}")
+        raise EngineError(f"{title(trt)} doesn't compile for '{target}'; {suggest(target, known_targets(trt))}")
     return target
 
 
@@ -170,5 +174,7 @@ def _graph(bundle: Bundle) -> bytes:
     return bundle.file(GRAPH, f"Make it with ros-vdd export {bundle.path}").read_bytes()
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", name)
+def _timing_cache(trt) -> Path:
+    """Return where standard TensorRT keeps what it measured on this machine, one file for each GPU and version."""
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{host().get('gpu', 'unknown')}-{trt.__version__}")
+    return EngineCache().folder / "timing" / f"{name}.bin"

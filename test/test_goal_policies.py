@@ -137,7 +137,10 @@ def trained(tmp_path_factory):
 
     teacher = train("score_matching", "diffusion", root / "teacher")
     given = {True: {"teacher": str(teacher.path)}, False: {}}
-    return lambda method, kind, out: train(method, kind, out, **given[methods.find(method).NEEDS_TEACHER])
+    played = {"rollouts": {"env": toy.TOLD_ARM, "episodes": 2}}
+    return lambda method, kind, out: train(
+        method, kind, out, **given[methods.find(method).NEEDS_TEACHER], **(played if method in toy.PLAYED else {})
+    )
 
 
 @pytest.mark.parametrize("method, kind", [recipe for recipe in RECIPES if recipe[1] in toy.NETWORKS])

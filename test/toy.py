@@ -112,9 +112,11 @@ class Arm:
 
     max_steps, modes = 7, None
 
+    spec = BLIND
+
     @property
     def robot(self) -> str:
-        return _robot_file()
+        return _robot_file(self.spec)
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         self._state = np.random.default_rng(seed).uniform(-0.5, 0.5, 2)
@@ -141,18 +143,31 @@ class Arm:
         return {"state": self._state.astype(np.float32)}
 
 
-ARM = "toy.arm"
-"""The name by which `envs.make` finds the task."""
-sys.modules[ARM] = types.SimpleNamespace(Env=Arm)
+class ToldArm(Arm):
+    """The same task for TOLD, which is told to lift."""
+
+    spec = TOLD
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return {**super()._observe(), "goal": TOLD.goal.encode("lift")}
+
+
+ARM, TOLD_ARM = "toy.arm", "toy.told_arm"
+"""The names by which `envs.make` finds the task."""
+sys.modules |= {ARM: types.SimpleNamespace(Env=Arm), TOLD_ARM: types.SimpleNamespace(Env=ToldArm)}
 PLAYED = {"dxdp": {"rollouts": {"env": ARM, "every": 2, "episodes": 3}}}
 """What a method plays that learns from episodes."""
 
 
-@functools.cache
-def _robot_file() -> str:
-    path = Path(tempfile.mkdtemp()) / "toy.yaml"
-    path.write_text(dump_yaml(BLIND), encoding="utf-8")
+def _robot_file(spec: RobotSpec) -> str:
+    path = _files() / ("told.yaml" if spec.goal else "blind.yaml")
+    path.write_text(dump_yaml(spec), encoding="utf-8")
     return str(path)
+
+
+@functools.cache
+def _files() -> Path:
+    return Path(tempfile.mkdtemp())
 
 
 def config(method: str, kind: str, data: Path, loop: dict | None = None, **fields) -> dict:

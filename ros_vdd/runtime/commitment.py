@@ -3,9 +3,10 @@
 
     p(z | s, c) prop. to q(z | s) N(c; mu_z, Sigma_z)      c: the next actions of the plan before, executed whatever is decided now
     a | s, c, z = mean of N(mu_z, Sigma_z) given c          so the chunk begins with c, and goes on as the covariance couples it
-    z' = argmax p(z | s, c);  z stays where it would go on with the whole rest of the plan before, unless ln p(z') - ln p(z) > margin
+    z ~ p(z | s, c)^(1/T) exp(mean_i ln N(r_i; mu_zi, s_zi^2))      r: the whole rest of the plan before; z* = argmax p(z | s, c) instead
+                                                             where ln p(z*) - ln p(z) > margin: for a trifle no plan is changed
 
-The expert that would go on is the one under which the rest r is likeliest, argmax_z ln q(z | s) - sum_i ((r_i - mu_zi)^2 / (2 s_zi^2) + ln s_zi).
+The density of the rest counts as that of one action: neighbouring actions say the same, which independent experts don't know.
 Both come from one evaluation of the likelihood's graph, in place of the policy's. Our own.
 """
 
@@ -40,9 +41,9 @@ class Commitment:
     Args:
         bundle: a mixture.
         engine: its likelihood.
-        config: `temperature` of the first choice of an episode, `sticky_margin` [nats], and `commit_steps`: how many actions of the
+        config: `temperature` T, `sticky_margin` [nats], and `commit_steps`: how many actions of the
             plan before are certain.
-        seed: of the first choice.
+        seed: of what is drawn.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, config: ChoiceConfig, seed: int = 0):
@@ -88,12 +89,17 @@ class Commitment:
         weights = said["log_responsibilities"]
         if rest is None:
             return draw(tempered(weights, self._config.temperature), self._rng)
-        kept = int((weights + fit(rest, said["means"], said["stds"])).argmax())
+        going_on = tempered(weights, self._config.temperature) + fit(rest, said["means"], said["stds"])
+        kept = draw(going_on - going_on.max(), self._rng)
         best = int(weights.argmax())
         return best if weights[best] - weights[kept] > self._config.sticky_margin else kept
 
 
 def fit(rest: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
-    """Return how likely each expert `(K,)` [nats, but for a constant] holds the next actions `(h, A)`, by means and stds `(K, H, A)`."""
+    """Return how likely each expert `(K,)` holds the next actions `(h, A)`, the mean over them [nats, but for a constant].
+
+    Args:
+        means, stds: (K, H, A) of the experts.
+    """
     means, stds = (value[:, : len(rest)].astype(np.float64) for value in (means, stds))
-    return -(0.5 * np.square((rest - means) / stds) + np.log(stds)).sum(axis=(1, 2))
+    return -(0.5 * np.square((rest - means) / stds) + np.log(stds)).sum(axis=2).mean(axis=1)

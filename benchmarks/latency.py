@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What delay costs: `python benchmarks/latency.py --out runs/benchmark_latency` plays shipped mixtures with injected delays.
+
+For each rule and delay: score, success, spread over the ways, the jump from plan to plan, and how often a plan is another. Each run is
+a `ros-vdd evaluate` that a user could type, printed before it starts; what is finished isn't done again. `ensemble` draws as `sample`
+and executes the mean of all plans that reach a tick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (0, 1)]
+
+from comparison import command, hardware  # noqa: E402
+
+from ros_vdd.bundle import Bundle  # noqa: E402
+from ros_vdd.resources import find  # noqa: E402
+
+TASKS = {  # environment: policy, episodes, seed, delays in ticks
+    "avoiding": ("avoiding_vdd", 240, 700_000, (0, 2, 3, 6, 8)),
+    "pusht": ("pusht_fast_vdd", 50, 700_000, (0, 1, 2, 3, 5)),
+}
+RULES = {
+    "sample": ("--choice", "sample"),
+    "ensemble": ("--choice", "sample", "--ensemble", "0.01"),
+    "coherent": ("--choice", "coherent", "--temperature", "0.7"),
+    "committed": ("--choice", "committed", "--temperature", "0.7", "--sticky-margin", "3"),
+}
+FIGURES = {
+    "score_mean": "score",
+    "success_rate": "success",
+    "mode_entropy": "mode entropy",
+    "seam_jump": "seam jump",
+    "switches_per_episode": "other plans an episode",
+}
+
+
+def main() -> int:
+    """Play, and write table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="default all")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark_latency"))
+    args = parser.parse_args()
+    for task in args.tasks or TASKS:
+        folder = args.out / task
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = sweep(task, folder)
+        (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        text = table(task, rows)
+        (folder / "results.md").write_text(text, encoding="utf-8")
+        draw(task, rows, folder / "results.png")
+        print(text)
+    return 0
+
+
+def sweep(task: str, folder: Path) -> list[dict]:
+    """Return a row for each rule and delay."""
+    policy, episodes, seed, delays = TASKS[task]
+    period_ms = Bundle.open(find("models", policy)).robot.dt_ns / 1e6
+    rows = []
+    for rule, options in RULES.items():
+        for delay in delays:
+            file = folder / f"{rule}_{delay}.json"
+            if not file.exists():
+                certain = ("--commit-steps", max(1, delay)) if rule == "committed" else ()
+                how = ("--episodes", episodes, "--seed", seed, "--delay-steps", delay, *options, *certain)
+                command("evaluate", policy, "--env", task, *how, "--json", file)
+            found = json.loads(file.read_text(encoding="utf-8"))
+            rows.append({"rule": rule, "delay_ms": round(delay * period_ms), **{key: found[key] for key in FIGURES}})
+    return rows
+
+
+def table(task: str, rows: list[dict]) -> str:
+    """Return the rows as a Markdown table."""
+    policy, episodes, seed, _ = TASKS[task]
+    shown = {key: name for key, name in FIGURES.items() if rows[0][key] is not None}
+    lines = [f"| rule | delay [ms] | {' | '.join(shown.values())} |", "|" + "---|" * (len(shown) + 2)]
+    for row in rows:
+        lines.append(f"| {row['rule']} | {row['delay_ms']} | {' | '.join(f'{row[key]:.3f}' for key in shown)} |")
+    return "\n".join(lines) + f"\n\n{policy}, {episodes} episodes from seed {seed}; {hardware()}.\n"
+
+
+def draw(task: str, rows: list[dict], file: Path) -> None:
+    """Draw score, seam jump and changes of plan against delay, one line a rule."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = ("success_rate" if task == "avoiding" else "score_mean", "seam_jump", "switches_per_episode")
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6))
+    for axis, key in zip(axes, panels):
+        for rule in RULES:
+            points = [row for row in rows if row["rule"] == rule]
+            axis.plot([p["delay_ms"] for p in points], [p[key] for p in points], marker="o", markersize=4, label=rule)
+        axis.set(xlabel="delay from observation to action [ms]", ylabel=FIGURES[key])
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"{task}: {TASKS[task][0]}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

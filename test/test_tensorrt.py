@@ -559,3 +559,197 @@ def test_the_emulation_is_an_engine_of_the_policy(precision):
     inputs = backends.random_inputs(bundle, np.random.default_rng(0))
     exact, rounded = backends.load(bundle).run(inputs), tensorrt.emulate(bundle, precision).run(inputs)
     assert 0 < np.abs(exact["means"] - rounded["means"]).max() < 1e-2
+
+
+# The library, played: standard TensorRT can't be installed here, and no engine runs
+
+
+class Enum:
+    """Members by name, as TensorRT's enumerations."""
+
+    def __init__(self, *names):
+        for number, name in enumerate(names):
+            setattr(self, name, number)
+
+
+class Played:
+    """Any TensorRT object: notes what is called, and answers by what it was given."""
+
+    def __init__(self, calls, **answers):
+        self.__dict__.update(calls=calls, answers=answers)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in self.answers and not callable(self.answers[name]):
+            return self.answers[name]
+
+        def call(*given, **named):
+            self.calls.append((name, *given, *named.values()))
+            return self.answers[name](*given) if name in self.answers else None
+
+        return call
+
+    def __setattr__(self, name, value):
+        self.calls.append((f"{name} =", value))
+
+
+class PlayedTensorRt:
+    """A library whose builder gives an engine, or doesn't, and whose engine has the tensors of a policy."""
+
+    nptype = staticmethod(lambda dtype: dtype)
+    TensorIOMode = Enum("NONE", "INPUT", "OUTPUT")
+    NetworkDefinitionCreationFlag = Enum("EXPLICIT_BATCH", "STRONGLY_TYPED")
+    BuilderFlag = Enum("FP16", "TF32")
+    ProfilingVerbosity = Enum("NONE", "DETAILED")
+
+    class ILogger:
+        Severity = Enum("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
+
+    def __init__(self, name="tensorrt", plan=b"engine", layer="CAST", fits=True):
+        self.__name__, self.__version__, self.calls, self.kept = name, "11.4.0", [], b"kernels"
+        self.layer, self.fits, self.plan, self.bundle, self.device, self.refuses = layer, fits, plan, None, None, False
+
+    def Builder(self, said):  # noqa: N802
+        layer = Played([], type=Played([], name=self.layer))
+        network = Played(self.calls, num_layers=1, get_layer=lambda i: layer)
+        config = Played(
+            self.calls,
+            create_timing_cache=lambda data: Played([], serialize=lambda: b"measured") if self.fits or not data else None,
+            set_timing_cache=lambda cache, *rest: True,
+        )
+        return Played(
+            self.calls,
+            create_network=lambda flags: network,
+            create_builder_config=lambda: config,
+            build_serialized_network=lambda network, config: self.plan,
+        )
+
+    def OnnxParser(self, network, said):  # noqa: N802
+        return Played(self.calls, parse=lambda graph: True)
+
+    def Runtime(self, said):  # noqa: N802
+        return Played(self.calls, deserialize_cuda_engine=lambda built: None if self.refuses else self.engine())
+
+    def engine(self):
+        found = described(self.bundle)
+        by_name = {t.name: t for t in found}
+        self.jit = Played(self.calls, deserialize=lambda data: self.fits, serialize=lambda: self.kept)
+        config = Played(self.calls, create_runtime_cache=lambda: self.jit)
+        return Played(
+            self.calls,
+            num_io_tensors=len(found),
+            get_tensor_name=lambda i: found[i].name,
+            get_tensor_dtype=lambda name: by_name[name].dtype,
+            get_tensor_shape=lambda name: by_name[name].shape,
+            get_tensor_mode=lambda name: self.TensorIOMode.INPUT if by_name[name].is_input else self.TensorIOMode.OUTPUT,
+            create_execution_context=lambda *config: PlayedContext(self.device, self.bundle.file(GRAPH).read_bytes(), found),
+            create_runtime_config=lambda: config,
+        )
+
+
+def play(monkeypatch, tmp_path, bundle=None, **options):
+    """Put a played library, GPU and cache in place."""
+    trt = PlayedTensorRt(**options)
+    trt.bundle, trt.device = bundle, PlayedDevice()
+    for module in (tensorrt, _trt_build):
+        monkeypatch.setattr(module, "library", lambda: trt)
+    monkeypatch.setattr(tensorrt, "CudaDevice", lambda: trt.device)
+    monkeypatch.setenv(_cache.VARIABLE, str(tmp_path / "cache"))
+    _trt_library._loggers.pop(trt.__name__, None)
+    put_gpu(monkeypatch, ADA)
+    return trt
+
+
+@pytest.fixture(autouse=True)
+def loggers_of_their_own(monkeypatch):
+    monkeypatch.setattr(_trt_library, "_loggers", {})
+
+
+def test_standard_tensorrt_builds_strongly_typed_without_tf32_and_keeps_its_timings(monkeypatch, tmp_path, tiny):
+    trt = play(monkeypatch, tmp_path)
+    said = []
+    assert tensorrt.build(tiny, "fp16", None, (), said.append) == b"engine"
+    assert ("create_network", 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) in trt.calls
+    assert ("clear_flag", trt.BuilderFlag.TF32) in trt.calls
+    assert ("builder_optimization_level =", _trt_build.LEVEL) in trt.calls
+    assert ("create_timing_cache", b"") in trt.calls and not [c for c in trt.calls if c[0] == "set_compute_capability"]
+    trt.calls.clear()
+    tensorrt.build(tiny, "fp16", None, (), said.append)
+    assert ("create_timing_cache", b"measured") in trt.calls
+    assert said[0].startswith("tensorrt 11.4.0 for sm89: 1 layers, 0 of 0 products in fp16")
+
+
+def test_timings_that_do_not_fit_are_taken_anew(monkeypatch, tmp_path, tiny):
+    trt = play(monkeypatch, tmp_path, fits=False)
+    for _ in range(2):
+        trt.calls.clear()
+        tensorrt.build(tiny, "fp16", None, (), lambda text: None)
+    created = [c[1] for c in trt.calls if c[0] == "create_timing_cache"]
+    assert created == [b"measured", b""]
+
+
+def test_a_build_without_an_engine_tells_what_the_library_said(monkeypatch, tmp_path, tiny):
+    trt = play(monkeypatch, tmp_path, plan=None)
+    with pytest.raises(EngineError, match="tensorrt 11.4.0 built no engine for this GPU: it gave no reason"):
+        tensorrt.build(tiny, "fp16", None, (), print)
+    said = _trt_library.logger(trt)
+    monkeypatch.setattr(_trt_build, "logger", lambda trt: said)
+    said.log(trt.ILogger.Severity.ERROR, "out of\n memory")
+    said.log(trt.ILogger.Severity.WARNING, "slow")
+    said.log(trt.ILogger.Severity.VERBOSE, "Layers:\nName: a, LayerType: gemm\nName: b, LayerType: kgen\nName: c, LayerType: gemm")
+    assert (said.warnings, said.kernels) == (["slow"], ["gemm", "kgen", "gemm"])
+    with pytest.raises(EngineError, match="built no engine for this GPU: out of memory"):
+        tensorrt.build(tiny, "fp16", None, (), print)
+
+
+def test_a_layer_from_outside_tensorrt_is_refused(monkeypatch, tmp_path, tiny):
+    play(monkeypatch, tmp_path, layer="PLUGIN_V3")
+    with pytest.raises(EngineError, match="needs layers from outside TensorRT: PLUGIN_V3"):
+        tensorrt.build(tiny, "fp16", None, (), print)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_an_engine_is_opened_and_answers(name, monkeypatch, tmp_path, tiny):
+    play(monkeypatch, tmp_path, tiny, name=name)
+    inputs = backends.random_inputs(tiny, np.random.default_rng(0))
+    engine = tensorrt.open_built(tiny, b"engine", "fp16")
+    np.testing.assert_array_equal(engine.run(inputs)["means"], backends.load(tiny).run(inputs)["means"])
+    assert engine.name == "tensorrt:fp16"
+
+
+def test_kernels_compiled_on_the_gpu_are_kept_and_taken_again(monkeypatch, tmp_path, tiny):
+    trt = play(monkeypatch, tmp_path, tiny, name="tensorrt_rtx")
+    tensorrt.open_built(tiny, b"engine")
+    assert not [c for c in trt.calls if c[0] == "deserialize"] and [c for c in trt.calls if c[0] == "set_runtime_cache"]
+    trt.calls.clear()
+    tensorrt.open_built(tiny, b"engine")
+    assert ("deserialize", b"kernels") in trt.calls
+    trt.calls.clear()
+    tensorrt.open_built(tiny, b"another engine")
+    assert not [c for c in trt.calls if c[0] == "deserialize"]
+
+
+@pytest.mark.parametrize("damage", ["byte", "cut", "mode"])
+def test_kept_kernels_that_were_touched_are_not_taken(damage, monkeypatch, tmp_path, tiny):
+    trt = play(monkeypatch, tmp_path, tiny, name="tensorrt_rtx")
+    tensorrt.open_built(tiny, b"engine")
+    (path,) = (tmp_path / "cache" / "kernels").iterdir()
+    held = path.read_bytes()
+    for at in range(len(held)) if damage == "byte" else [0]:
+        trt.calls.clear()
+        path.write_bytes(held[:at] + bytes([held[at] ^ 4]) + held[at + 1 :] if damage == "byte" else held[:-1])
+        if damage == "mode":
+            path.write_bytes(held)
+            path.chmod(0o666)
+        tensorrt.open_built(tiny, b"engine")
+        assert not [c for c in trt.calls if c[0] == "deserialize"]
+        assert path.read_bytes() == held and path.stat().st_mode & 0o077 == 0
+
+
+def test_an_engine_that_tensorrt_refuses_gives_the_gpu_back(monkeypatch, tmp_path, tiny):
+    trt = play(monkeypatch, tmp_path, tiny)
+    trt.refuses = True
+    with pytest.raises(EngineError, match="tensorrt 11.4.0 refuses the engine: it gave no reason"):
+        tensorrt.open_built(tiny, b"engine")
+    assert trt.device.closed

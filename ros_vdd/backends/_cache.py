@@ -94,7 +94,7 @@ class EngineCache:
             others = self._others(bundle, engine, graph, identity)
             raise EngineError(f"no {engine} engine of '{bundle.manifest.name}' in '{self.folder}'{others}. {remedy}")
         try:
-            _require_own(self.folder.resolve())
+            require_own(self.folder.resolve())
             manifest, built = read(entry)
         except EngineError as error:
             raise EngineError(f"{error}. It isn't loaded. {remedy}") from error
@@ -150,12 +150,12 @@ def read(entry: Path) -> tuple[EngineManifest, bytes]:
     Raises:
         EngineError: a file is missing, changed, unlisted, a link, or others than the owner may write it.
     """
-    _require_own(entry)
+    require_own(entry)
     present = sorted(p.name for p in entry.iterdir())
     if present != sorted((BUILT, MANIFEST, SUMS)):
         raise EngineError(f"engine '{entry}' holds {', '.join(present) or 'nothing'}; expected {BUILT}, {MANIFEST} and {SUMS}")
     for name in present:
-        _require_own(entry / name)
+        require_own(entry / name)
     built, described = (entry / BUILT).read_bytes(), (entry / MANIFEST).read_bytes()
     held = {BUILT: built, MANIFEST: described}
     lines = {name: f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode() for name, data in held.items()}
@@ -188,8 +188,12 @@ def _prefix(bundle: Bundle, engine: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", f"{bundle.manifest.name}-{engine}").lstrip(".-")
 
 
-def _require_own(path: Path) -> None:
-    """Refuse what another user could have put there: an engine is code for the GPU."""
+def require_own(path: Path) -> None:
+    """Refuse what another user could have put there: an engine is code for the GPU.
+
+    Raises:
+        EngineError: it is a link, belongs to somebody else than this user or root, or others may write it.
+    """
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
         raise EngineError(f"'{path}' is a link; expected a file or folder of its own")

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ros_vdd.backends._blob import read_blob, write_blob
 from ros_vdd.backends._trt_library import is_rtx, library, logger, reasons, title, unexplained
 from ros_vdd.errors import EngineError, suggest
 
@@ -68,7 +68,7 @@ def compile_graph(graph: bytes, targets: Sequence[str] = (), timing_cache: Path 
     if plan is None:
         raise EngineError(f"{title(trt)} built no engine for {', '.join(targets) or 'this GPU'}: {reasons(said)}")
     if cache is not None and timing_cache is not None:
-        _write(timing_cache, bytes(cache.serialize()))
+        write_blob(timing_cache, bytes(cache.serialize()))
     engine = bytes(plan)
     return Built(engine, dict(layers), dict(Counter(said.kernels)), tuple(unexplained(said.warnings)), time.monotonic() - began)
 
@@ -102,16 +102,8 @@ def _parse(trt, network, graph: bytes, said) -> None:
 
 
 def _timing_cache(config, path: Path | None):
-    known = path.read_bytes() if path is not None and path.is_file() else b""
-    cache = config.create_timing_cache(known)
+    cache = config.create_timing_cache(b"" if path is None else read_blob(path))
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

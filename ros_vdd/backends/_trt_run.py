@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from ros_vdd.backends._blob import read_blob, write_blob
 from ros_vdd.errors import EngineError
 
 WARM_UP = 3
@@ -62,6 +65,34 @@ def tensors(trt, engine) -> list[Tensor]:
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         found.append(Tensor(name, tuple(engine.get_tensor_shape(name)), dtype, is_input))
     return found
+
+
+class Kernels:
+    """What TensorRT for RTX compiles of an engine on the GPU itself, kept so that the next start needn't.
+
+    Args:
+        folder: of the engine cache.
+        built: the engine.
+    """
+
+    def __init__(self, folder: Path, built: bytes):
+        self._path = folder / "kernels" / f"{hashlib.sha256(built).hexdigest()[:16]}.bin"
+        self._known, self._cache = read_blob(self._path), None
+
+    def context(self, engine):
+        """Return an execution context that takes kernels from the cache, and puts new ones there."""
+        config = engine.create_runtime_config()
+        self._cache = config.create_runtime_cache()
+        if self._known and not self._cache.deserialize(self._known):
+            self._known = b""  # of another driver, GPU or library: TensorRT for RTX looks at that itself
+        config.set_runtime_cache(self._cache)
+        return engine.create_execution_context(config)
+
+    def keep(self) -> None:
+        """Write what is there now, if it is new; after a warm-up."""
+        now = bytes(self._cache.serialize())
+        if now != self._known:
+            write_blob(self._path, now)
 
 
 class TensorRtEngine:

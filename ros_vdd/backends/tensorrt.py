@@ -20,7 +20,7 @@ from ros_vdd.backends._cuda import CudaDevice, Gpu, gpu
 from ros_vdd.backends._image_cast import cast_at_inputs
 from ros_vdd.backends._trt_build import compile_graph, known_targets
 from ros_vdd.backends._trt_library import is_rtx, library, logger, reasons, title
-from ros_vdd.backends._trt_run import Tensor, TensorRtEngine, tensors
+from ros_vdd.backends._trt_run import Kernels, Tensor, TensorRtEngine, tensors
 from ros_vdd.bundle import GRAPH, Bundle
 from ros_vdd.errors import EngineError, suggest
 
@@ -116,17 +116,24 @@ def open_built(bundle: Bundle, built: bytes, precision: str = FP32) -> TensorRtE
     if why:
         raise EngineError(f"engine tensorrt:{precision} can't run here: {why} (driver and cuda-python installed?)")
     trt = library()
-    said = logger(trt)
-    runtime = trt.Runtime(said)
-    engine = runtime.deserialize_cuda_engine(built)  # engine_host_code_allowed stays off
-    if engine is None:
-        raise EngineError(f"{title(trt)} refuses the engine: {reasons(said)}")
-    described = tensors(trt, engine)
-    require_inputs(bundle, described)
-    context = engine.create_execution_context()
-    if context is None:
-        raise EngineError(f"{title(trt)} can't run the engine: {reasons(said)}")
-    return TensorRtEngine(f"tensorrt:{precision}", context, described, CudaDevice())
+    said, device = logger(trt), CudaDevice()
+    try:
+        engine = trt.Runtime(said).deserialize_cuda_engine(built)  # engine_host_code_allowed stays off
+        if engine is None:
+            raise EngineError(f"{title(trt)} refuses the engine: {reasons(said)}")
+        described = tensors(trt, engine)
+        require_inputs(bundle, described)
+        kernels = Kernels(EngineCache().folder, built) if is_rtx(trt) else None
+        context = kernels.context(engine) if kernels else engine.create_execution_context()
+        if context is None:
+            raise EngineError(f"{title(trt)} can't run the engine: {reasons(said)}")
+        running = TensorRtEngine(f"tensorrt:{precision}", context, described, device)
+        if kernels:
+            kernels.keep()
+        return running
+    except BaseException:
+        device.close()
+        raise
 
 
 def require_inputs(bundle: Bundle, described: Sequence[Tensor]) -> None:

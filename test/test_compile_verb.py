@@ -49,7 +49,7 @@ def lab(monkeypatch, tmp_path):
     """An engine from outside the package that is built ahead: what it builds says how far it is off."""
     module = types.ModuleType("lab.engine")
     module.PRECISIONS, module.shift, module.why_not, module.seen = ("fp32", "fp16"), 0.0001, None, []
-    module.identity = lambda precision, target: {"library": "lab", "version": "1", "target": target or "sm89", "precision": precision}
+    module.identity = lambda precision, target: {"library": "lab", "target": target or "sm89", "precision": precision}
     module.host = lambda: HOST
     module.cannot_run = lambda target: module.why_not
     module.emulate = lambda bundle, precision: Shifted(bundle, module.shift)

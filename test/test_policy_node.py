@@ -2,6 +2,7 @@
 """The policy node in its own process: good topics give chunks, a wrong start is refused; for bad topics see test_bad_input.py."""
 
 import json
+import os
 import signal
 
 import numpy as np
@@ -234,3 +235,52 @@ def test_a_goal_that_does_not_exist_is_refused_at_the_start(policy, tmp_path):
     assert status == 1 and "parameter 'goal': no task 'sweep'; available: lift, pull, push" in said and "Traceback" not in said
     status, said = refused(policy=policy, goal="push")
     assert status == 1 and "robot 'tiny' has no section 'goal'" in said and "Traceback" not in said
+
+
+LAB_ENGINE = '''
+from ros_vdd.backends import onnxruntime
+
+class Engine:
+    """Works for a while."""
+
+    def __init__(self, engine):
+        self.name, self.engine, self.calls = "lab.engine", engine, 0
+
+    def run(self, inputs):
+        self.calls += 1
+        if self.calls > 20:
+            FAILURE
+        return self.engine.run(inputs)
+
+def load(bundle):
+    return Engine(onnxruntime.load(bundle))
+'''
+
+
+@pytest.mark.parametrize(
+    "failure, told",
+    [("raise RuntimeError('CUDA error: device lost')", "device lost"), ("__import__('time').sleep(60)", "no answer within 0.5 s")],
+    ids=["raises", "hangs"],
+)
+def test_an_engine_that_fails_in_the_middle_hands_over_and_chunks_go_on(failure, told, policy, tmp_path, monkeypatch):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "__init__.py").touch()
+    (tmp_path / "lab" / "engine.py").write_text(LAB_ENGINE.replace("FAILURE", failure))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    order = {"backend": "lab.engine", "fallback": "nothing_like_it, onnxruntime", "engine_timeout_s": 0.5}
+    process, peer = start("policy_node", "handover", policy=policy, **order), Peer("handover")
+    chunks, diagnostics = peer.hear(JointTrajectory, "action_chunk"), peer.hear(DiagnosticArray, "/diagnostics")
+
+    def engine():
+        values = [{v.key: v.value for v in d.status[0].values} for d in diagnostics if "policy" in d.status[0].name]
+        return values[-1]["engine"] if values else None
+
+    ticks = iter(range(peer.now_ns(), peer.now_ns() + 10**14, DT))
+    peer.until(lambda: len(chunks) > 15, lambda: peer.publish(next(ticks)))
+    peer.until(lambda: engine() == "onnxruntime", lambda: peer.publish(next(ticks)))
+    count = len(chunks)
+    peer.until(lambda: len(chunks) > count + 2, lambda: peer.publish(next(ticks)))
+    peer.close()
+    status, said = stop(process)
+    assert status == 0 and said.count("out of service") == 2  # the one that doesn't exist, and the one that failed
+    assert told in said and "nothing_like_it" in said

@@ -26,7 +26,9 @@ from ros_vdd.nodes.parameters import Parameter, declare
 from ros_vdd.nodes.process import publish, run
 from ros_vdd.nodes.status import Status
 from ros_vdd.nodes.transport import image_problem
+from ros_vdd.runtime import fallback
 from ros_vdd.runtime.choice import RULES, ChoiceConfig
+from ros_vdd.runtime.fallback import Fallback
 from ros_vdd.runtime.inference import PolicyRunner
 from ros_vdd.runtime.monitor import JUDGEMENT, PATIENCE, PlanMonitor, open_monitor
 from ros_vdd.runtime.observer import Observer
@@ -39,6 +41,8 @@ PARAMETERS = (
     Parameter("robot", "", "robot file: a path, or the name of a shipped one; empty for the policy's own"),
     Parameter("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
+    Parameter("fallback", "", "engines that take over in this order when the one before fails, with commas between them"),
+    Parameter("engine_timeout_s", 1.0, "how long an engine that has a fallback may take for a chunk; 0 for ever [s]", 0.0, 600.0),
     Parameter("choice", "argmax", "which expert acts; sticky, gumbel, coherent and committed commit", choices=RULES),
     Parameter("temperature", 1.0, "of sample, gumbel and coherent: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
     Parameter("sticky_margin", 1.0, "of choice sticky: by how much another expert must lead [nats]", 0.0, 100.0),
@@ -68,7 +72,9 @@ class PolicyNode(Node):
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
         rule = ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance", "commit_steps")
         choice = ChoiceConfig(*(getattr(parameters, name) for name in rule))
-        runner = PolicyRunner.load(bundle, parameters.backend, choice, parameters.seed)
+        self._engine = self._open_engines(bundle, parameters, backends.load)
+        likelihood = self._open_engines(bundle, parameters, backends.load_likelihood) if choice.asks_likelihood(bundle) else None
+        runner = PolicyRunner(bundle, self._engine, choice, parameters.seed, likelihood)
         runner.warm_up(_blank(bundle))
         self._monitor = _open_monitor(bundle, parameters.backend) if parameters.monitor else None
         self._figures: dict[str, Any] = dict.fromkeys(self._monitor.keys if self._monitor else ())
@@ -93,6 +99,15 @@ class PolicyNode(Node):
         self.create_service(Trigger, "~/reset", self._reset)
         self.create_timer(STATUS_PERIOD_S, self._update_status, clock=steady)
         self.create_timer(1.0, self._diagnose, clock=steady)
+
+    def _open_engines(self, bundle: Bundle, parameters: Any, open_engine: Callable[..., backends.Engine]) -> Fallback:
+        """Return the engines of the parameters `backend` and `fallback`, all loaded and warm."""
+        names = [parameters.backend, *filter(None, (name.strip() for name in parameters.fallback.split(",")))]
+        told = lambda failure: self.get_logger().error(f"engine '{failure.engine}' is out of service: {failure.reason}")  # noqa: E731
+        engines = fallback.load(names, partial(open_engine, bundle), parameters.engine_timeout_s, told)
+        if engines.spares and open_engine is backends.load:
+            engines.warm_up(backends.random_inputs(bundle, np.random.default_rng(0)))
+        return engines
 
     def destroy_node(self) -> None:
         """End the inference thread, then the node."""
@@ -192,6 +207,8 @@ class PolicyNode(Node):
             values |= {"goal": told, "goal.received": goal.received, "goal.refused": goal.refused}
         for name, window in (("latency_ms", self._latency_ms), ("compute_ms", self._compute_ms)):
             values[f"{name}.p50"], values[f"{name}.p99"] = window.percentile(50), window.percentile(99)
+        values |= {"engine": self._engine.name, "engine.spares": ", ".join(self._engine.spares)}
+        values["engine.failures"] = "; ".join(f"{f.engine}: {f.reason}" for f in self._engine.failures)
         values["chunks_clamped"] = self._planner.gate.clamped
         if self._monitor is not None:
             values |= {"expert": self._expert, **self._figures}

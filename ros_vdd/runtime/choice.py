@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ros_vdd.bundle import Bundle
 from ros_vdd.errors import ConfigError, suggest
 
 SETTINGS = {
@@ -76,6 +77,10 @@ class ChoiceConfig:
             )
         if self.commit_steps < 0:
             raise ConfigError(f"'commit_steps' is {self.commit_steps}; expected 0 or more")
+
+    def asks_likelihood(self, bundle: Bundle) -> bool:
+        """Return whether the rule asks a policy's likelihood; one without experts has nothing to choose."""
+        return self.rule == "committed" and bundle.kind == "mixture"
 
     @property
     def settings(self) -> dict[str, float | int]:

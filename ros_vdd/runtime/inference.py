@@ -77,8 +77,8 @@ class PolicyRunner:
             PolicyError: the folder lacks a graph.
         """
         rule = choice if isinstance(choice, ChoiceConfig) else ChoiceConfig(choice)
-        asked = rule.rule == "committed" and bundle.kind == "mixture"
-        return cls(bundle, backends.load(bundle, backend), rule, seed, backends.load_likelihood(bundle, backend) if asked else None)
+        likelihood = backends.load_likelihood(bundle, backend) if rule.asks_likelihood(bundle) else None
+        return cls(bundle, backends.load(bundle, backend), rule, seed, likelihood)
 
     def reset(self, seed: int) -> None:
         """Begin an episode: start the random numbers anew, forget the expert and the actions."""
@@ -142,7 +142,7 @@ class PolicyRunner:
 
 
 def _commitment(bundle: Bundle, likelihood: Engine | None, choice: ChoiceConfig, seed: int) -> Commitment | None:
-    if choice.rule != "committed" or bundle.kind != "mixture":  # a policy without experts has nothing to choose
+    if not choice.asks_likelihood(bundle):
         return None
     if likelihood is None:
         raise EngineError("choice 'committed' asks the mixture's likelihood; load it with ros_vdd.backends.load_likelihood")

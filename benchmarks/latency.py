@@ -21,8 +21,8 @@ from ros_vdd.bundle import Bundle  # noqa: E402
 from ros_vdd.resources import find  # noqa: E402
 
 TASKS = {  # environment: policy, episodes, seed, delays in ticks
-    "avoiding": ("avoiding_vdd", 240, 700_000, (0, 2, 3, 6, 8)),
-    "pusht": ("pusht_fast_vdd", 50, 700_000, (0, 1, 2, 3, 5)),
+    "avoiding": ("avoiding_vdd", 240, 800_000, (0, 2, 3, 6, 8)),
+    "pusht": ("pusht_fast_vdd", 50, 800_000, (0, 1, 2, 3, 5)),
 }
 RULES = {
     "sample": ("--choice", "sample"),

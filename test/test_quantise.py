@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int8 graphs: what the grid holds passes exactly, the rest by half a step; what decides stays in fp32; engines refuse clearly."""
+"""int8 graphs: what the grid holds passes exactly, the rest by half a step; what decides stays in fp32; refusals are clear."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def chain(count, transposed=True, shared=False):
         matrix, told = f"w{0 if shared else k}", {"transB": 1} if transposed else {}
         weights[matrix] = (rng.standard_normal((WIDE, WIDE)) / np.sqrt(WIDE)).astype(np.float32)
         weights["b"] = rng.standard_normal(WIDE).astype(np.float32)
-        nodes += [helper.make_node("Gemm", [name, matrix, "b"], [f"y{k}"], **told), helper.make_node("Tanh", [f"y{k}"], [f"z{k}"])]
+        nodes.append(helper.make_node("Gemm", [name, matrix, "b"], [f"y{k}"], **told))
+        nodes.append(helper.make_node("Tanh", [f"y{k}"], [f"z{k}"]))
         name = f"z{k}"
     nodes.append(helper.make_node("MatMul", [name, "last"], ["out"]))
     return graph(nodes, {"x": (1, WIDE)}, {"out": (1, WIDE)}, weights)
@@ -109,7 +110,7 @@ def test_a_convolution_of_numbers_on_its_grids_is_exact():
 
 
 def test_a_convolution_is_the_integer_arithmetic_of_its_docstring():
-    """Against the same written in float64: rounded inputs, rounded weights, the sum, its offset, the rounded and clipped answer."""
+    """Against the same written in float64: rounded inputs, rounded weights, the sum, its offset, the rounded, clipped answer."""
     rng = np.random.default_rng(3)
     kernel, offset = rng.standard_normal((4, 3, 1, 1)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
     model = convolving(kernel, offset, np.eye(4, dtype=np.float32))

@@ -120,7 +120,7 @@ class _Rewriting:
             self._model.opset_import.append(self._helper.make_opsetid("com.microsoft", 1))
 
     def _last_weights(self, ends: list[str], layers: tuple[str, ...]) -> set[str]:
-        """Return the weights of layers from which an end is reached without another layer; a layer that shares them is last too."""
+        """Return the weights of layers from which an end is reached without another; a layer that shares them is last too."""
         producer = {name: node for node in self._graph.node for name in node.output}
         open_, seen, last = list(ends), set(), set()
         while open_:

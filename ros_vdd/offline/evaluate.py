@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", required=True, help="environment: " + ", ".join(envs.names()))
     parser.add_argument("--episodes", type=int, default=50, help="number of episodes (default 50)")
     parser.add_argument("--seed", type=int, default=100_000, help="seed of the first episode; the next has one more")
-    parser.add_argument("--backend", default="onnxruntime", help="engine: " + ", ".join(backends.names()))
+    parser.add_argument("--backend", default="onnxruntime", help="engine, NAME[:PRECISION] (default onnxruntime); docs/engines.md")
     add_choice(parser)
     parser.add_argument(
         "--replan-steps", type=int, default=0, help="actions executed of a chunk (default: the policy's n_action_steps)"

@@ -12,7 +12,7 @@ QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses; linear layers as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,13 +26,19 @@ SMALLEST = 1 << 20
 _LAYERS = ("Conv", "Gemm", "MatMul")
 
 
-def quantised(graph: bytes, observations: Sequence[Mapping[str, np.ndarray]], smallest: int = SMALLEST) -> bytes:
+def quantised(
+    graph: bytes,
+    observations: Sequence[Mapping[str, np.ndarray]],
+    smallest: int = SMALLEST,
+    say: Callable[[str], None] = lambda text: None,
+) -> bytes:
     """Return a graph with its layers in int8.
 
     Args:
         graph: the fp32 graph of a policy, opset 13 or newer.
         observations: inputs of the graph, from which the ranges of what convolutions see and give are taken.
         smallest: weights from which on a linear layer is quantised.
+        say: is told how many layers are.
 
     Raises:
         EngineError: the graph has convolutions and there are no observations, or it has no layer that could be quantised.
@@ -52,7 +58,12 @@ def quantised(graph: bytes, observations: Sequence[Mapping[str, np.ndarray]], sm
             "int8 convolutions need recorded observations for their ranges; give an episode store with --observations STORE"
         )
     grids = observed_grids(graph, rewriting.seen_by(convolutions), observations) if convolutions else {}
+    total = sum(node.op_type in _LAYERS for node in model.graph.node)
     rewriting.write(convolutions, packed, grids)
+    say(
+        f"int8: {len(convolutions)} convolutions and {len(packed)} linear layers of {total} layers, "
+        f"ranges from {len(observations)} observations"
+    )
     onnx.checker.check_model(model)
     return model.SerializeToString()
 

@@ -129,8 +129,7 @@ def build(
         raise EngineError("onnxruntime runs 'policy.onnx' in fp32 as it is; there is nothing to build")
     identity(precision, target)
     path = bundle.file(GRAPH, f"Make it with ros-vdd export {bundle.path}")
-    say(f"ranges of activations from {len(observations)} observations")
-    return quantised(path.read_bytes(), observations)
+    return quantised(path.read_bytes(), observations, say=say)
 
 
 def session(graph: bytes, threads: int = 1, provider: str = CPU):

@@ -92,7 +92,7 @@ def test_q_learns_what_is_earned(batch):
 
 def given(made, energy):
     """Let the energy at the end be a closed one, for both halves of the program."""
-    made.returns.both = lambda chunk, context: -energy(chunk)[None].expand(2, -1)
+    made.averaged.both = lambda chunk, context: -energy(chunk)[None].expand(2, -1)
     return made
 
 
@@ -101,8 +101,6 @@ def improved(trust, store, steps=400, **options):
     made = given(method(trust=trust, critic_learning_rate=1e-2, **options), lambda chunk: (chunk[:, 0] - 0.5).square())
     made.prepare(None, Draws(0))
     made.ring.add({"chunk": torch.zeros(64, SIZE), "context": torch.zeros(64, 4), "earned": torch.zeros(64)})
-    made.returns.critics.requires_grad_(False)
-    made.optimizers["returns"].step = lambda: None
     optimizer = torch.optim.Adam([p for p in made.policy.parameters() if p.requires_grad], 1e-2)
     noise = Draws(9).normal((200, *made.policy.noise_shape))
     with torch.no_grad():
@@ -146,13 +144,13 @@ def test_a_chunk_moves_to_the_best_that_is_worth_the_way(trust, chosen):
     torch.testing.assert_close(made.shifts(walks(chunks)), (at[chosen] - at).repeat(2)[:, None].expand(6, SIZE))
 
 
-def test_the_loss_of_the_best_pulls_every_step_by_the_shift(batch):
+def test_the_loss_of_the_best_pulls_the_last_step_by_the_shift(batch):
     made = method(improve="best", candidates=2, trust=0.0, hold=0.0)
     walked = walks(Draws(0).normal((ROWS, SIZE)))
     shift = made.shifts(walked)
     clean = torch.zeros(ROWS, SIZE, requires_grad=True)
     made.policy.denoiser.forward = lambda x, sigma, condition: clean
-    loss = made.best_loss(walked, Draws(1))
+    loss = made.best_loss(walked)
     loss.backward()
     assert loss.item() == pytest.approx(shift.square().mean().item())
     torch.testing.assert_close(clean.grad, -2 * shift / shift.numel())

@@ -3,12 +3,12 @@
 
     G_k  = sum_{j>=k} discount^(j-k) (r_{j+1} - r_j)            r_k the score (or success) at decision k of a played episode
     Q_i  : min E (Q_i(o, a) - G)^2,   i = 1, 2                   on the newest decisions of the student itself
-    pi   : `ros_vdd.methods._dxdp` with V(., T) = -min_i Q_i     plus  trust ||D(x_t) - D_0(x_t)||^2 / D
+    pi   : `ros_vdd.methods._dxdp` with V(., T) = -min_i Q_i, averages, plus  trust ||D(x_t) - D_0(x_t)||^2 / D
 
 with D_0 the student at the start; or, `improve: best`, of some chunks a_i of the student at the same o, with their walks,
 
     j(i) = argmax_j min Q(o, a_j) - trust ||a_j - a_i||^2 / D
-    L    = || D(x_t^i) - sg[D(x_t^i) + a_j(i) - a_i] ||^2 / D + hold ||D(x_t^i) - D_0(x_t^i)||^2 / D
+    L    = || D(x_i) - sg[D(x_i) + a_j(i) - a_i] ||^2 / D + hold ||D(x_i) - D_0(x_i)||^2 / D        x_i the last state before a_i
 
 The environment has no gradient, Q has one: it sees the observation and the actions that are executed of a chunk. The trust region
 keeps the student where Q was learned. The second rule asks Q only which of the student's own chunks is better, and moves no chunk
@@ -57,7 +57,7 @@ class Options(Costs):
     `reward`: the environment's `score` or its `success`. `improve`: climb Q's `gradient`, or move towards the `best` of `candidates`
     chunks at the same observation, of which each costs `trust` times its distance; `hold`: weight of the distance from the first
     student there. `trust`: for `gradient`, weight of the distance from the student that the run began with. `discount`: of a
-    decision. `keep`: the newest decisions that Q learns from. `critic`: sizes of Q and V. `practice`: share of the training in which
+    decision. `keep`: the newest decisions that Q learns from. `critic`: sizes of Q and V; `critic_keep`: of Q's average, which is climbed. `practice`: share of the training in which
     Q learns alone. `train_sigma`: let ln sigma descend too (`gradient`); where tau_entropy is 0 nothing holds it up. `warm_start`:
     begin as the teacher's network where the shapes agree; false for a run with `start`.
     """
@@ -71,7 +71,8 @@ class Options(Costs):
     discount: float = 0.98
     keep: int = 20_000
     critic: CriticConfig = field(default_factory=CriticConfig)
-    trust: float = 1.0
+    critic_keep: float = 0.995
+    trust: float = 30.0
     practice: float = 0.1
     train_sigma: bool = False
     warm_start: bool = True
@@ -84,8 +85,9 @@ class Options(Costs):
             raise ConfigError(f"'keep' is {self.keep}, 'candidates' {self.candidates}; expected at least 1, and at least 2")
         if min(self.trust, self.hold) < 0:
             raise ConfigError(f"'trust' is {self.trust}, 'hold' {self.hold}; expected at least 0")
-        if not 0 <= self.practice < 1:
-            raise ConfigError(f"'practice' is {self.practice}; expected 0 up to below 1")
+        for name in ("practice", "critic_keep"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}; expected 0 up to below 1")
 
 
 class Returns(nn.Module):
@@ -133,12 +135,14 @@ class Method:
             torch.manual_seed(0)
             self.returns = Returns(policy, sizes).to(device)
             levels, sigma_data = policy.levels_walked, policy.config.sigma_data
+            self.averaged = deepcopy(self.returns).requires_grad_(False)
             self.value = Critic(policy.chunk_size, policy.condition_size, levels, sizes.width, sizes.depth, sigma_data).to(device)
         self.anchor = deepcopy(policy.denoiser).requires_grad_(False).eval()
-        self.program = DynamicProgram(options, policy, ending_in(self.returns.energy, self.value))
+        self.program = DynamicProgram(options, policy, ending_in(self.averaged.energy, self.value))
         self.ring, self.played = Ring(options.keep).to(device), Played().to(device)
         self.companions = {
             "returns": self.returns,
+            "averaged": self.averaged,
             "value": self.value,
             "anchor": self.anchor,
             "velocity": self.program.velocity,
@@ -188,6 +192,7 @@ class Method:
         for _ in range(self.options.critic_updates):
             loss = (self.returns.both(rows["chunk"], context) - rows["earned"]).square().mean()
             error = descend(loss, self.optimizers["returns"], clip, draws)
+            follow(self.averaged, self.returns, self.options.critic_keep)
             for t in self._valued:
                 index = torch.full_like(walked.mask[:, 0], t, dtype=torch.long)
                 target = self.program.target(walked, t)
@@ -204,7 +209,7 @@ class Method:
         learning = progress >= self.options.practice
         if learning:
             best = self.options.improve == "best"
-            loss = self.best_loss(self._walked, draws) if best else self.program.step_loss(self._walked, draws, self._tether)
+            loss = self.best_loss(self._walked) if best else self.program.step_loss(self._walked, draws, self._tether)
         else:
             loss = sum(0.0 * p.sum() for p in self.policy.denoiser.parameters())
         figures = {"loss": loss.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
@@ -212,12 +217,13 @@ class Method:
             self.policy.log_sigma.grad = None
         return loss, figures
 
-    def best_loss(self, walked: Walked, draws: Draws) -> Tensor:
-        """Return the mean squared distance by which chunks are to move towards better ones, and that from the first student's."""
-        chunk, shift = walked.states[-1], self.shifts(walked)
-        index = draws.integers(self.program.steps, (len(chunk),))
-        x = walked.states[index, torch.arange(len(index), device=index.device)]
-        level = torch.tensor(self.program.levels, device=x.device)[index]
+    def best_loss(self, walked: Walked) -> Tensor:
+        """Return the mean squared distance by which chunks are to move towards better ones, and that from the first student's.
+
+        Only the last step learns: where an earlier one leads to, the noise decides more than it does.
+        """
+        x, shift = walked.states[-2], self.shifts(walked)
+        level = torch.full_like(x[:, 0], self.program.levels[-2])
         clean = self.policy.denoiser(x, level, walked.context)
         moved = (clean - clean.detach() - shift).square().mean()
         return moved + self.options.hold * (clean - self._begun(x, level, walked.context)).square().mean()
@@ -227,7 +233,7 @@ class Method:
         """Return a_j(i) - a_i `(B, D)` of the chunks of walks, whose observations come `candidates` times in a row."""
         count = self.options.candidates
         chunk = walked.states[-1].unflatten(0, (-1, count))
-        q = -self.returns.energy(walked.states[-1], walked.context, walked.mask).unflatten(0, (-1, count))
+        q = -self.averaged.energy(walked.states[-1], walked.context, walked.mask).unflatten(0, (-1, count))
         distance = (chunk[:, :, None] - chunk[:, None]).square().mean(dim=3)  # (M, i, j)
         best = (q[:, None] - self.options.trust * distance).argmax(dim=2)
         return (chunk.gather(1, best[:, :, None].expand_as(chunk)) - chunk).flatten(0, 1)
@@ -251,7 +257,7 @@ class Method:
         begun = self.policy.sample(context, noise)
         self.policy.denoiser = kept
         rmse = lambda other: masked_mean((chunk - other).square(), mask, draws).sqrt().item()  # noqa: E731
-        foreseen = self.returns.both(chunk, context).amin(dim=0).mean().item()
+        foreseen = self.averaged.both(chunk, context).amin(dim=0).mean().item()
         return {"loss": -foreseen, "foreseen": foreseen, "action_rmse": rmse(clean), "moved": rmse(begun)}
 
     def _rows(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:

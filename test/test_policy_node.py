@@ -30,7 +30,7 @@ def policy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def running(policy):
     """One policy node for all tests below, and a peer that hears it."""
-    process, peer = start("policy_node", policy=policy), Peer()
+    process, peer = start("policy_node", policy=policy, max_skew_s=0.0), Peer()  # some tests stamp ahead of the clock
     peer.status, peer.chunks = peer.hear_status("policy_node"), peer.hear(JointTrajectory, "action_chunk")
     peer.predictions = peer.hear(String, "policy_node/prediction")
     yield peer
@@ -144,7 +144,8 @@ def test_an_anomaly_is_warned_of_once_and_told_until_it_is_over(tmp_path):
     """An arm that is elsewhere at every plan, then one that stands still: a student's plan before suits the second alone."""
     bound = {"figure": "plan_energy_score", "bound": 5.0, "median": 0.0, "quantile": 0.99, "actions": 2}
     calibrated = {**bound, "windows": 9, "episodes": 1, "data_sha256": "0"}
-    process = start("policy_node", "strange", policy=write_student(tmp_path / "tiny", calibrated).path, monitor=True)
+    policy = write_student(tmp_path / "tiny", calibrated).path
+    process = start("policy_node", "strange", policy=policy, monitor=True, max_skew_s=0.0)
     peer = Peer("strange")
     predictions, diagnostics = peer.hear(String, "policy_node/prediction"), peer.hear(DiagnosticArray, "/diagnostics")
     ticks = iter(range(peer.now_ns(), peer.now_ns() + 10**14, DT))

@@ -30,6 +30,7 @@ from ros_vdd.runtime import fallback
 from ros_vdd.runtime.choice import RULES, ChoiceConfig
 from ros_vdd.runtime.fallback import Fallback
 from ros_vdd.runtime.inference import PolicyRunner
+from ros_vdd.runtime.intake import CameraIntake
 from ros_vdd.runtime.monitor import JUDGEMENT, PATIENCE, PlanMonitor, open_monitor
 from ros_vdd.runtime.observer import Observer
 from ros_vdd.runtime.planning import Plan, Planner
@@ -53,6 +54,7 @@ PARAMETERS = (
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
     Parameter("monitor", False, "tell on ~/prediction and /diagnostics how sure the policy is; warn once calibrated"),
     Parameter("settle_s", 0.02, "how long a plan waits for streams that have brought nothing from its tick yet", 0.0, 1.0),
+    Parameter("max_skew_s", 5.0, "refuse header stamps farther than this from the node's clock; 0 compares nothing", 0.0, 1e6),
     Parameter("equal_stamps", False, "lock-step: use only ticks at which every stream has the same stamp"),
 )
 STATUS_PERIOD_S = 0.1
@@ -84,7 +86,8 @@ class PolicyNode(Node):
         self._status = Status(self, "policy", self._robot.name)
         self._chunk_publisher = self.create_publisher(JointTrajectory, "action_chunk", COMMAND_QOS)
         self._prediction_publisher = self.create_publisher(String, "~/prediction", COMMAND_QOS)
-        observer = Observer(self._robot, bundle.n_obs_steps, parameters.equal_stamps)
+        observer = Observer(self._robot, bundle.n_obs_steps, parameters.equal_stamps, parameters.max_skew_s)
+        self._jumps = 0  # clock jumps that were told
         if goal is not None:
             observer.goal.set(goal)
         self._planner = Planner(
@@ -188,6 +191,10 @@ class PolicyNode(Node):
         return response
 
     def _update_status(self) -> None:
+        observer = self._planner.observer
+        if observer.clock_jumps > self._jumps:
+            self._jumps = observer.clock_jumps
+            self.get_logger().warning(f"clock_jumped: {observer.last_jump}", throttle_duration_sec=10.0)
         problem = self._planner.problem(self.get_clock().now().nanoseconds)
         if problem:
             state = "stopped" if self._chunks else "waiting"
@@ -202,6 +209,9 @@ class PolicyNode(Node):
             values[f"{intake.name}.received"] = intake.received
             values[f"{intake.name}.refused"] = intake.refused
             values[f"{intake.name}.age_s"] = intake.age_s(now_ns)
+            if isinstance(intake, CameraIntake):
+                values[f"{intake.name}.unchanged_s"], values[f"{intake.name}.frozen"] = intake.unchanged_s, intake.frozen
+        values["clock_jumps"] = self._planner.observer.clock_jumps
         if goal := self._planner.observer.goal:
             told = None if goal.value is None else goal.spec.describe(goal.value)
             values |= {"goal": told, "goal.received": goal.received, "goal.refused": goal.refused}

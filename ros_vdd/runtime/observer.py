@@ -46,15 +46,21 @@ class Observer:
         robot: the streams
         n_obs_steps: T, ticks in an observation, one policy period apart
         equal_stamps: accept a tick only if every sample has exactly its stamp (lock-step simulation)
+        max_skew_s: refuse header stamps farther than this from the time of receipt, [s]; 0, and lock-step, compare nothing
 
     Attributes:
+        clock_jumps: how often a clock was set, upon which the history is dropped
+        last_jump: the newest of these as a sentence, or None
         goal: what the robot was told to do, or None where its file has no goal
     """
 
-    def __init__(self, robot: RobotSpec, n_obs_steps: int, equal_stamps: bool = False):
+    def __init__(self, robot: RobotSpec, n_obs_steps: int, equal_stamps: bool = False, max_skew_s: float = 0.0):
         self._n_obs_steps, self._dt_ns, self._equal_stamps = n_obs_steps, robot.dt_ns, equal_stamps
-        self._cameras = {name: CameraIntake(spec, f"images.{name}") for name, spec in robot.cameras.items()}
-        self._states = {name: JointStateIntake(spec, f"states.{name}") for name, spec in robot.states.items()}
+        clocks = (equal_stamps, max_skew_s)
+        self._cameras = {name: CameraIntake(spec, f"images.{name}", *clocks) for name, spec in robot.cameras.items()}
+        self._states = {name: JointStateIntake(spec, f"states.{name}", *clocks) for name, spec in robot.states.items()}
+        self.clock_jumps, self.last_jump = 0, None
+        self._jump: NotReady | None = None  # why there is no history, until there is one again
         self.goal = GoalIntake(robot.goal) if robot.goal else None
         self._reference = self.intakes[0]
         self._first_tick_ns: int | None = None  # where the history begins
@@ -63,7 +69,7 @@ class Observer:
         """Forget every sample, for example at the start of an episode; the counters go on, and the goal stays."""
         for intake in self.intakes:
             intake.clear()
-        self._first_tick_ns = None
+        self._first_tick_ns = self._jump = None
 
     @property
     def intakes(self) -> list[Intake]:
@@ -75,13 +81,13 @@ class Observer:
         """[ns] newest stamp of the reference stream, the first camera or else the first state; None before it."""
         return self._reference.newest_stamp_ns
 
-    def push_image(self, camera: str, message: Any, receive_ns: int) -> bool:
-        """Take an image; return whether it could be used."""
-        return self._push(_named(self._cameras, camera), message, receive_ns)
+    def push_image(self, camera: str, message: Any, receive_ns: int, steady_s: float | None = None) -> bool:
+        """Take an image; return whether it could be used. `steady_s` is a clock that nobody sets."""
+        return self._push(_named(self._cameras, camera), message, receive_ns, steady_s)
 
-    def push_joint_state(self, stream: str, message: Any, receive_ns: int) -> bool:
-        """Take a joint state; return whether it could be used."""
-        return self._push(_named(self._states, stream), message, receive_ns)
+    def push_joint_state(self, stream: str, message: Any, receive_ns: int, steady_s: float | None = None) -> bool:
+        """Take a joint state; return whether it could be used. `steady_s` is a clock that nobody sets."""
+        return self._push(_named(self._states, stream), message, receive_ns, steady_s)
 
     def push_goal(self, message: Any) -> bool:
         """Take a goal; return whether it could be used. It counts from the next snapshot on.
@@ -111,6 +117,7 @@ class Observer:
             return missing
         for intake in self.intakes:
             intake.forget_refusal()
+        self._jump = None
         return Observation(self._arrays(samples), tick_ns, ages)
 
     def settled(self, tick_ns: int) -> bool:
@@ -119,19 +126,36 @@ class Observer:
 
     def silence(self, now_ns: int) -> NotReady | None:
         """Return the first stream that has brought nothing usable lately, judged by receive times, or None."""
-        return next((problem for intake in self.intakes if (problem := intake.silence(now_ns))), None)
+        problem = next((problem for intake in self.intakes if (problem := intake.silence(now_ns))), None)
+        if problem is None or self._jump is None or problem.code is not Reason.NEVER_RECEIVED:
+            return problem
+        return self._jump._replace(detail=f"{self._jump.detail}; {problem.stream} hasn't sent since")
 
-    def _push(self, intake: Intake, message: Any, receive_ns: int) -> bool:
-        before_ns, resets = intake.newest_stamp_ns, intake.resets
-        if not intake.push(message, receive_ns):
+    def _push(self, intake: Intake, message: Any, receive_ns: int, steady_s: float | None) -> bool:
+        before_ns, restarts, jumps = intake.newest_stamp_ns, intake.restarts, intake.jumps
+        usable = intake.push(message, receive_ns, steady_s)
+        if intake.jumps > jumps:
+            self._begin_anew(intake)
+        elif intake.restarts > restarts:
+            self._first_tick_ns = None
+        if not usable:
             return False
         if intake is self._reference and before_ns is not None:
-            gap_ns = intake.newest_stamp_ns - before_ns
-            if intake.resets > resets or gap_ns > self._n_obs_steps * self._dt_ns:
+            if intake.newest_stamp_ns - before_ns > self._n_obs_steps * self._dt_ns:
                 self._first_tick_ns = None  # what came before the gap is no history of what comes after it
         if self._first_tick_ns is None and self._complete(self.tick_ns):
             self._first_tick_ns = self.tick_ns
         return True
+
+    def _begin_anew(self, jumped: Intake) -> None:
+        """Drop what the other streams hold as well, since a clock was set: nothing of before goes with what comes."""
+        for intake in self.intakes:
+            if intake is not jumped:
+                intake.clear()
+        self._first_tick_ns = None
+        self.clock_jumps += 1
+        self.last_jump = f"{jumped.name}: {jumped.jump}; what was held of every stream was dropped"
+        self._jump = NotReady(Reason.CLOCK_JUMPED, "clock", self.last_jump)
 
     def _complete(self, tick_ns: int | None) -> bool:
         return tick_ns is not None and all(isinstance(intake.at(tick_ns), Sample) for intake in self.intakes)

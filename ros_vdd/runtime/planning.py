@@ -84,13 +84,13 @@ class Planner:
         return self._mailbox.replaced
 
     def push_image(self, camera: str, message: Any, receive_ns: int, received_s: float) -> None:
-        """Take an image, and plan if it is time; `received_s` is handed on to the plan."""
-        if self.observer.push_image(camera, message, receive_ns):
+        """Take an image, and plan if it is time; `received_s`, on a clock that nobody sets, is handed on to the plan."""
+        if self.observer.push_image(camera, message, receive_ns, received_s):
             self._ask(received_s)
 
     def push_joint_state(self, stream: str, message: Any, receive_ns: int, received_s: float) -> None:
-        """Take a joint state, and plan if it is time; `received_s` is handed on to the plan."""
-        if self.observer.push_joint_state(stream, message, receive_ns):
+        """Take a joint state, and plan if it is time; `received_s`, on a clock that nobody sets, is handed on to the plan."""
+        if self.observer.push_joint_state(stream, message, receive_ns, received_s):
             self._ask(received_s)
 
     def push_goal(self, message: Any, received_s: float) -> bool:

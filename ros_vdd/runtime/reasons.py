@@ -14,6 +14,9 @@ class Reason(str, Enum):
     MISSING_JOINT = "missing_joint"  # joint states arrive, but a declared joint or field was never among them
     STALE = "stale"  # the newest sample of a stream is older than its max_age_s
     REFUSED_MESSAGE = "refused_message"  # the newest message of a stream couldn't be turned into an array
+    CAMERA_FROZEN = "camera_frozen"  # a camera sends the same picture for longer than its frozen_after_s
+    CLOCK_MISMATCH = "clock_mismatch"  # the newest stamp of a stream is too far from the node's clock to be of one time with it
+    CLOCK_JUMPED = "clock_jumped"  # a clock was set or a simulation began anew; the history was dropped and isn't complete yet
     UNEQUAL_STAMPS = "unequal_stamps"  # equal stamps are asked for, and a stream has none at the tick
     NO_GOAL = "no_goal"  # the policy is told what to do by a topic, and nothing has come there yet
     INFERENCE_FAILED = "inference_failed"  # the engine raised; nothing was published for that observation
@@ -30,6 +33,9 @@ class Reason(str, Enum):
     DISABLED = "disabled"  # ~/enable said so; the robot isn't moved until it says otherwise
     PROTECTIVE_STOP = "protective_stop"  # a message on protective_stop said so; latched until ~/reset
     NO_MEASUREMENT = "no_measurement"  # a fresh measured position is needed and there is none
+    INACTIVE = "inactive"  # the node is managed and isn't active; nothing is published until it is activated
+    NOT_CONFIGURED = "not_configured"  # configure was refused, as by a wrong parameter; the detail says why
+    FAILED = "failed"  # something unforeseen, or a transition that couldn't be made, ended the node's work
 
 
 class Refusal(NamedTuple):

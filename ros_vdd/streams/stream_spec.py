@@ -35,6 +35,7 @@ class CameraSpec:
         crop: [px] (x, y, width, height) cut out first, or None.
         resize: [px] (width, height) the crop is scaled to, or None.
         stamp: the time an image belongs to: its header's, or when it was received.
+        frozen_after_s: [s] a camera that sends the same bytes for longer is broken; None for simulators, where scenes stand.
     """
 
     topic: str
@@ -46,12 +47,14 @@ class CameraSpec:
     resize: tuple[int, int] | None = None
     stamp: Stamp = "header"
     max_age_s: float
+    frozen_after_s: float | None = None
 
     def __post_init__(self) -> None:
         check_topic("topic", self.topic)
         _check_side("width", self.width)
         _check_side("height", self.height)
         check_positive("max_age_s", [self.max_age_s])
+        check_positive("frozen_after_s", [] if self.frozen_after_s is None else [self.frozen_after_s])
         for side in self.resize or ():
             _check_side("resize", side)
         if self.crop is not None:

@@ -8,7 +8,7 @@
 with D_0 the student at the start; or, `improve: best`, of some chunks a_i of the student at the same o, with their walks,
 
     j(i) = argmax_j min Q(o, a_j) - trust ||a_j - a_i||^2 / D
-    L    = || D(x_i) - sg[D(x_i) + a_j(i) - a_i] ||^2 / D + hold ||D(x_i) - D_0(x_i)||^2 / D        x_i the last state before a_i
+    L    = || D(x_i) - sg[D(x_i) + a_j(i) - a_i] ||^2 / D + hold ||D(x_i) - D_0(x_i)||^2 / D     x_i the last state before a_i
 
 The environment has no gradient, Q has one: it sees the observation and the actions that are executed of a chunk. The trust region
 keeps the student where Q was learned. The second rule asks Q only which of the student's own chunks is better, and moves no chunk
@@ -16,8 +16,7 @@ where none is.
 
 Sources: Yoon et al. 2024 (DxMI, arXiv 2407.00626), section 4, for the update; Wang et al. 2023 (Diffusion-QL, arXiv 2208.06193)
 for Q's gradient through a diffusion policy; Fujimoto et al. 2018 (TD3, arXiv 1802.09477) for the lower of two. Ours: no
-bootstrapping, since episodes have few decisions; the second rule, after best-of-n selection (IDQL, Hansen-Estruch et al. 2023, arXiv
-2304.10573).
+bootstrapping, since episodes have few decisions; the second rule, after best-of-n selection (IDQL, arXiv 2304.10573).
 """
 
 from __future__ import annotations
@@ -54,12 +53,13 @@ LOSS_FALLS = False
 class Options(Costs):
     """Those of `Costs`, without entropy by default, and what is learned from episodes.
 
-    `reward`: the environment's `score` or its `success`. `improve`: climb Q's `gradient`, or move towards the `best` of `candidates`
-    chunks at the same observation, of which each costs `trust` times its distance; `hold`: weight of the distance from the first
-    student there. `trust`: for `gradient`, weight of the distance from the student that the run began with. `discount`: of a
-    decision. `keep`: the newest decisions that Q learns from. `critic`: sizes of Q and V; `critic_keep`: of Q's average, which is climbed. `practice`: share of the training in which
-    Q learns alone. `train_sigma`: let ln sigma descend too (`gradient`); where tau_entropy is 0 nothing holds it up. `warm_start`:
-    begin as the teacher's network where the shapes agree; false for a run with `start`.
+    `reward`: the environment's `score` or its `success`. `improve`: climb Q's `gradient`, or move towards the `best` of
+    `candidates` chunks at the same observation, of which each costs `trust` times its distance; `hold`: weight of the
+    distance from the first student there. `trust`: for `gradient`, weight of the distance from the student that the run began
+    with. `discount`: of a decision. `keep`: the newest decisions that Q learns from. `critic`: sizes of Q and V;
+    `critic_keep`: of Q's average, which is climbed. `practice`: share of the training in which Q learns alone. `train_sigma`:
+    let ln sigma descend too (`gradient`); where tau_entropy is 0 nothing holds it up. `warm_start`: begin as the teacher's
+    network where the shapes agree; false for a run with `start`.
     """
 
     tau_entropy: float = 0.0

@@ -84,15 +84,13 @@ class _Rewriting:
         self._nodes, self._constants = [], {}
 
     def convolutions(self) -> list:
-        """Return the convolutions with known weights from which no linear layer and no output is reached without another."""
-        ends = [value.name for value in self._graph.output]
-        ends += [name for node in self._graph.node if node.op_type in ("Gemm", "MatMul") for name in node.input]
-        last = self._last_weights(ends, ("Conv",))
+        """Return the convolutions with known weights from which no output is reached without another convolution."""
+        last = self._last_weights(("Conv",))
         return [n for n in self._graph.node if n.op_type == "Conv" and n.input[1] in self._weights and n.input[1] not in last]
 
     def linear_layers(self, smallest: int) -> list:
         """Return the linear layers with so many known weights from which no output is reached without another."""
-        last = self._last_weights([value.name for value in self._graph.output], _LAYERS)
+        last = self._last_weights(_LAYERS)
         return [n for n in self._graph.node if self._is_linear(n, smallest) and n.input[1] not in last]
 
     def seen_by(self, convolutions: list) -> list[str]:
@@ -130,10 +128,10 @@ class _Rewriting:
         if packed and not any(opset.domain == "com.microsoft" for opset in self._model.opset_import):
             self._model.opset_import.append(self._helper.make_opsetid("com.microsoft", 1))
 
-    def _last_weights(self, ends: list[str], layers: tuple[str, ...]) -> set[str]:
-        """Return the weights of layers from which an end is reached without another; a layer that shares them is last too."""
+    def _last_weights(self, layers: tuple[str, ...]) -> set[str]:
+        """Return the weights of layers from which an output is reached without another; one that shares them is last too."""
         producer = {name: node for node in self._graph.node for name in node.output}
-        open_, seen, last = list(ends), set(), set()
+        open_, seen, last = [value.name for value in self._graph.output], set(), set()
         while open_:
             name = open_.pop()
             if name in seen or name not in producer:

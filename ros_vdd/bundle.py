@@ -115,6 +115,11 @@ class Bundle:
         return self.manifest.network.get("critic") is not None
 
     @property
+    def inpaints(self) -> bool:
+        """Return whether its graph takes actions that are certain, "prefix" and "prefix_mask", and goes on with them."""
+        return bool(self.manifest.export.get("inpaint"))
+
+    @property
     def past_shape(self) -> tuple[int, int] | None:
         """Return (T-1, A) of the executed actions that a window policy takes, or None for a policy without memory of its own."""
         return (self.n_obs_steps - 1, self.robot.action_size) if self.kind == "window" else None

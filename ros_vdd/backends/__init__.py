@@ -3,7 +3,8 @@
 
 Inputs: the observation with a batch axis of 1 ("images.<camera>" `(1, T, H, W, 3)` uint8, "state" `(1, T, S)` float32, and of a
 robot with a goal "goal" `(1, G)` float32), and "noise" `(1, H, A)` float32 for a diffusion policy. A window policy takes noise
-`(1, T, A)`, "past_actions" `(1, T-1, A)` in the robot's units and "past_mask" `(1, T-1)`, 1 where an action was executed.
+`(1, T, A)`, "past_actions" `(1, T-1, A)` in the robot's units and "past_mask" `(1, T-1)`, 1 where an action was executed. One exported with
+`--inpaint` takes "prefix" `(1, H, A)`, actions in the robot's units, and "prefix_mask" `(1, H)`, 1 for those that are certain, which come first.
 Outputs: "means" `(1, K, H, A)` and "log_gate" `(1, K)` of a mixture, or "actions" `(1, H, A)`.
 
 The likelihood of a mixture takes the observation, "chunk" `(1, H, A)` and "mask" `(1, H)`: 1 for the actions that count, then 0.
@@ -37,6 +38,8 @@ from ros_vdd.errors import EngineError, suggest
 
 FP32 = "fp32"
 """The precision of an engine that is named without one."""
+PREFIX = ("prefix", "prefix_mask")
+"""What a policy that inpaints takes beside the observation."""
 ENERGY_SAMPLES = 32
 """M, how many chunks of its own a critic compares with: ranks in steps of 3 %."""
 
@@ -167,13 +170,20 @@ def input_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     if bundle.past_shape:
         shapes["past_actions"] = ((1, *bundle.past_shape), np.dtype(np.float32))
         shapes["past_mask"] = ((1, bundle.past_shape[0]), np.dtype(np.float32))
+    if bundle.inpaints:
+        shapes |= dict(zip(PREFIX, _chunk_and_mask(bundle)))
     return shapes
+
+
+def _chunk_and_mask(bundle: Bundle) -> list[tuple[tuple[int, ...], np.dtype]]:
+    chunk = (1, bundle.horizon, bundle.robot.action_size)
+    return [(chunk, np.dtype(np.float32)), (chunk[:2], np.dtype(np.float32))]
 
 
 def likelihood_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return {input: (shape with batch axis, type)} that the likelihood of this mixture takes."""
-    chunk = (1, bundle.horizon, bundle.robot.action_size)
-    return {**input_shapes(bundle), "chunk": (chunk, np.dtype(np.float32)), "mask": (chunk[:2], np.dtype(np.float32))}
+    observed = {name: kind for name, kind in input_shapes(bundle).items() if name not in PREFIX}
+    return observed | dict(zip(("chunk", "mask"), _chunk_and_mask(bundle)))
 
 
 def energy_shapes(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -192,10 +202,12 @@ def random_inputs(bundle: Bundle, rng: np.random.Generator) -> dict[str, np.ndar
             inputs[name] = rng.standard_normal(shape, dtype=np.float32)
         elif name == "goal":
             inputs[name] = _random_goal(bundle, rng)[None]
-        elif name == "past_actions":
+        elif name in ("past_actions", "prefix"):
             inputs[name] = rng.uniform(bundle.robot.action.lower, bundle.robot.action.upper, shape).astype(np.float32)
         elif name == "past_mask":
             inputs[name] = (np.arange(shape[1]) >= rng.integers(shape[1] + 1)).astype(np.float32)[None]
+        elif name == "prefix_mask":
+            inputs[name] = (np.arange(shape[1]) < rng.integers(shape[1] + 1)).astype(np.float32)[None]
         else:
             low, high = (np.asarray(bundle.manifest.export.get(f"state_{k}", d)) for k, d in (("low", -1.0), ("high", 1.0)))
             inputs[name] = rng.uniform(low, high, shape).astype(np.float32)

@@ -9,11 +9,32 @@ variance-exploding process used here Euler's method is DDIM (Song et al. 2020, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x (B, D), sigma (B,)) -> clean estimate (B, D)
+
+
+class Known(NamedTuple):
+    """Numbers of a clean chunk that are certain before it is sampled: `chunk` (B, D), normalised, and `mask` (B, D), 1 for those."""
+
+    chunk: Tensor
+    mask: Tensor
+
+
+def inpainted(denoise: Denoise, known: Known | None) -> Denoise:
+    """Return a denoiser that answers what is known where it is known, so that a sampler ends there and the rest follows it.
+
+    Each step leads a number towards its clean estimate, so a known one passes the levels as its own noised copy would, but for the
+    start, which lies off by the number itself against sigma_max. None changes nothing. An approximation of the conditional law: what is
+    known pulls at the rest too weakly, as it is noised as well (Song et al. 2021, arXiv 2011.13456, appendix I.2; Lugmayr et al. 2022,
+    RePaint, arXiv 2201.09865).
+    """
+    if known is None:
+        return denoise
+    return lambda x, sigma: torch.where(known.mask > 0, known.chunk, denoise(x, sigma))
 
 
 def euler(denoise: Denoise, noise: Tensor, sigmas: Sequence[float], bound: float | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ros_vdd.diffusion.sampling import Denoise, reflected, rows
+from ros_vdd.diffusion.sampling import Denoise, Known, reflected, rows
 
 Jump = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x (B, D), sigma (B,), stop (B,)) -> (B, D)
 Slope = Callable[[Tensor, int], Tensor]  # (x (B, D), number of the level that it is at) -> dV/dx (B, D)
@@ -45,6 +45,18 @@ def renoise(
             return states, clean
         states.append(clean + max(sigmas[i + 1] ** 2 - sigma_min**2, 0.0) ** 0.5 * noise[:, i + 1])
     raise ValueError(f"sigmas={list(sigmas)}: need 0 at the end")
+
+
+def inpainted_jump(jump: Jump, known: Known | None) -> Jump:
+    """Return jumps that lead what is known straight to where it is known to end; see `ros_vdd.diffusion.sampling.inpainted`."""
+    if known is None:
+        return jump
+
+    def straight(x: Tensor, sigma: Tensor, stop: Tensor) -> Tensor:
+        there = known.chunk + (stop / sigma)[:, None] * (x - known.chunk)
+        return torch.where(known.mask > 0, there, jump(x, sigma, stop))
+
+    return straight
 
 
 def jump(

@@ -69,9 +69,13 @@ class FusedMode(nn.Module):
         self.register_buffer("prefix_mask", _causal(before, before, self.leave)[1:])
         self.register_buffer("mask", _causal(own, before + own, self.leave))
 
-    def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Denoise unit noise `(B, H * A)` under a condition `(B, G + T * F)` to a normalised chunk `(B, H * A)`."""
+    def forward(self, noise: Tensor, condition: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Denoise unit noise `(B, H * A)` under a condition `(B, G + T * F)` to a normalised chunk `(B, H * A)`.
+
+        `known`: a chunk and a mask `(B, H * A)`, 1 where the chunk is certain.
+        """
         caches = self.prefix(condition)
+        self._known = None if known is None else [part.reshape(-1, self.sizes.action) for part in known]
         x = noise.reshape(-1, self.sizes.action) * self.levels[0].sigma
         x = self._euler(x, caches) if self.solver == "euler" else self._heun(x, caches)
         return x.reshape(noise.shape)
@@ -98,7 +102,7 @@ class FusedMode(nn.Module):
 
     def _euler(self, x: Tensor, caches: list) -> Tensor:
         for i, level in enumerate(self.levels):
-            if self.clip:
+            if self.clip or self._known is not None:
                 estimate = self._clean(i, x, caches)
                 x = level.ratio * x + (1 - level.ratio) * estimate if level.following else estimate
             else:
@@ -117,6 +121,9 @@ class FusedMode(nn.Module):
 
     def _clean(self, i: int, x: Tensor, caches: list) -> Tensor:
         estimate = self.levels[i].c_skip * x + self.levels[i].c_out * self.predict(i, x, caches[i])
+        if self._known is not None:
+            chunk, mask = self._known
+            estimate = torch.where(mask > 0, chunk, estimate)
         return estimate.clamp(-1, 1) if self.clip else estimate
 
 

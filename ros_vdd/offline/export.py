@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="student with a critic: how far down the energy, 0 off; needs --out")
     parser.add_argument("--out", help="write to this folder and leave POLICY as it is")
     parser.add_argument("--single-step", action="store_true", help="MoDE policy: also the graphs of one step, for any schedule")
+    parser.add_argument("--inpaint", action="store_true", help="diffusion policy: the graph also takes actions that are certain, and goes on with them")
     parser.add_argument("--draws", type=int, default=DRAWS, help=f"random observations of the parity check (default {DRAWS})")
 
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         bundle = resampled(bundle, Path(args.out), args.steps, args.solver, args.guidance)
     elif args.steps or args.solver or args.guidance is not None:
         raise PolicyError("--steps, --solver and --guidance change what the policy computes; give --out FOLDER for the result")
-    bundle = export(bundle, args.draws, args.single_step)
+    bundle = export(bundle, args.draws, args.single_step, args.inpaint)
     said = bundle.manifest.export
     print(f"{bundle.path / GRAPH}: opset {said['opset']}, {(bundle.path / GRAPH).stat().st_size / 1e6:.1f} MB")
     print(
@@ -64,11 +65,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bundle:
+def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False, inpaint: bool = False) -> Bundle:
     """Add `policy.onnx` to a folder, of a mixture `likelihood.onnx` and of a critic `critic.onnx`, and record the parity errors.
 
     Args:
         draws: random observations of the parity check.
+        inpaint: the graph takes "prefix" and "prefix_mask" too, see `ros_vdd.backends`.
         single_step: add the two graphs of a MoDE policy that serve any schedule, see `ros_vdd.offline.export_step`.
 
     The folder changes only when the checks pass.
@@ -87,6 +89,10 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
     if single_step:
         require_gates(policy, bundle.path)
     described = {"opset": OPSET, "draws": draws, **_state_range(policy)}
+    if inpaint:
+        require_sampler(bundle)
+        described["inpaint"] = True
+    bundle = replace(bundle, manifest=replace(bundle.manifest, export=described))
     example = backends.random_inputs(bundle, np.random.default_rng(0))
     graphs, likelihood, energy = {GRAPH: to_onnx(policy, example)}, 0.0, 0.0
     if bundle.kind == "mixture":
@@ -135,6 +141,17 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False) -> Bun
     described |= {"parity_energy": float(f"{energy:.3g}")} if bundle.has_critic else {}
     described |= {"parity_step": float(f"{stepped:.3g}")} if single_step else {}
     return amend(bundle, graphs, export=described)
+
+
+def require_sampler(bundle: Bundle) -> None:
+    """Refuse to inpaint by a policy that denoises no whole chunk.
+
+    Raises:
+        PolicyError: it is such a one.
+    """
+    if bundle.kind not in ("diffusion", "mode", "few_step"):
+        continued = "; choice 'committed' goes on with what is certain in closed form" if bundle.kind == "mixture" else ""
+        raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which denoises no whole chunk{continued}; leave --inpaint out")
 
 
 def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None, guidance: float | None = None) -> Bundle:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ros_vdd.diffusion.denoiser import Denoiser
 from ros_vdd.diffusion.draws import Draws
-from ros_vdd.diffusion.sampling import SOLVERS, evaluations, reflected
+from ros_vdd.diffusion.sampling import SOLVERS, Known, evaluations, inpainted, reflected
 from ros_vdd.diffusion.schedule import exponential_sigmas, karras_sigmas
 from ros_vdd.diffusion.vp import VpDenoiser, ddim_sigmas, equivalent_sigmas
 from ros_vdd.errors import ConfigError
@@ -188,8 +188,10 @@ class DiffusionPolicy(Policy):
         """Return what a network tells of its last training pass, for the log."""
         return {}
 
-    def sample(self, context: Tensor, noise: Tensor, sampler: SamplerConfig | None = None) -> Tensor:
-        """Denoise unit noise `(B, D)` under a context `(B, C)` to a normalised flat chunk `(B, D)` in [-1, 1]."""
+    def sample(
+        self, context: Tensor, noise: Tensor, sampler: SamplerConfig | None = None, known: Known | None = None
+    ) -> Tensor:
+        """Denoise unit noise `(B, D)` under a context `(B, C)` to a normalised flat chunk `(B, D)` in [-1, 1], in which `known` stands."""
         how = sampler or self.config.sampler
         if self.config.process == "vp":
             check_vp_sampler(how, self.config.vp_steps)
@@ -197,7 +199,8 @@ class DiffusionPolicy(Policy):
         else:
             sigmas = how.levels()
         bound = 1.0 if how.clip else None
-        return SOLVERS[how.solver](lambda x, s: self._ask(self.denoiser, x, s, context), noise, sigmas, bound)
+        ask = inpainted(lambda x, s: self._ask(self.denoiser, x, s, context), known)
+        return SOLVERS[how.solver](ask, noise, sigmas, bound)
 
     @property
     def noise_shape(self) -> tuple[int, int]:
@@ -206,8 +209,18 @@ class DiffusionPolicy(Policy):
 
     def generate(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Return a normalised flat chunk `(B, D)` from an observation and unit noise `(B, *noise_shape)`."""
-        return self.sample(self.context(observation), noise.flatten(1))
+        return self.sample(self.context(observation), noise.flatten(1), known=self.known(observation))
+
+    def known(self, observation: Mapping[str, Tensor]) -> Known | None:
+        """Return the certain actions "prefix" `(B, H, A)`, in the robot's units, of "prefix_mask" `(B, H)`; None where none are given."""
+        if "prefix" not in observation:
+            return None
+        prefix, mask = observation["prefix"], observation["prefix_mask"]
+        return Known(self.from_chunk(prefix), mask[:, :, None].expand(prefix.shape).flatten(1))
 
     def forward(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """Return a chunk `(B, H, A)` in the robot's units from an observation and unit noise `(B, *noise_shape)`."""
+        """Return a chunk `(B, H, A)` in the robot's units from an observation and unit noise `(B, *noise_shape)`.
+
+        With "prefix" and "prefix_mask" in the observation the chunk begins with what is certain and goes on from there.
+        """
         return self.to_chunk(self.generate(observation, noise))

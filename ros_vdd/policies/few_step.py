@@ -23,6 +23,7 @@ from ros_vdd.bundle import RENOISED
 from ros_vdd.diffusion import walks
 from ros_vdd.diffusion.consistency import ConsistencyDenoiser, JumpDenoiser
 from ros_vdd.diffusion.denoiser import Denoiser
+from ros_vdd.diffusion.sampling import Known, inpainted
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.critic import Critic
 from ros_vdd.networks.mlp import DenoiserMLP, JumpMLP
@@ -158,17 +159,18 @@ class FewStepPolicy(DiffusionPolicy):
         count = self.config.sampler.steps if self.config.walk in RENOISED else 1
         return count, self.config.horizon, self.robot.action_size
 
-    def walk(self, context: Tensor, noise: Tensor, guidance: float = 0.0) -> tuple[list[Tensor], Tensor]:
+    def walk(self, context: Tensor, noise: Tensor, guidance: float = 0.0, known: Known | None = None) -> tuple[list[Tensor], Tensor]:
         """Return the state `(B, D)` at each of `stops`, and the chunk `(B, D)`.
 
         Args:
             context: (B, C), from `context`.
             noise: (B, *noise_shape) or (B, N, D), unit.
             guidance: of a posterior walk by the critic.
+            known: what the chunk is to be where it is certain.
         """
         config, sigmas = self.config, self.levels_walked
         noise, bound = noise.flatten(2), 1.0 if config.sampler.clip else None
-        ask = lambda x, sigma: self.denoiser(x, sigma, context)  # noqa: E731
+        ask = inpainted(lambda x, sigma: self.denoiser(x, sigma, context), known)
         if config.walk == "euler":
             return walks.euler(ask, noise, sigmas, bound)
         if config.walk == "renoise":
@@ -176,23 +178,26 @@ class FewStepPolicy(DiffusionPolicy):
         if config.walk == "posterior":
             downhill = self._slope(context) if guidance else None
             return walks.posterior(ask, noise, sigmas, self.bounded(self.log_sigma).exp(), bound, downhill, guidance)
-        leap = lambda x, sigma, stop: self.denoiser.jump(x, sigma, stop, context)  # noqa: E731
+        leap = walks.inpainted_jump(lambda x, sigma, stop: self.denoiser.jump(x, sigma, stop, context), known)
         return walks.jump(leap, noise, sigmas, config.sampler.sigma_min, bound)
 
     def _slope(self, context: Tensor) -> walks.Slope:
         counts = torch.ones_like(context[:, :1]).expand(-1, self.chunk_size)
         return lambda x, step: self.critic.slope(x, torch.full_like(x[:, 0], step, dtype=torch.long), context, counts)
 
-    def sample(self, context: Tensor, noise: Tensor, sampler: SamplerConfig | None = None) -> Tensor:
-        """Return a normalised flat chunk `(B, D)` from unit noise `(B, *noise_shape)`.
+    def sample(
+        self, context: Tensor, noise: Tensor, sampler: SamplerConfig | None = None, known: Known | None = None
+    ) -> Tensor:
+        """Return a normalised flat chunk `(B, D)` from unit noise `(B, *noise_shape)`, in which `known` stands.
 
         By its own walk whatever `sampler` says, with its `guidance`.
         """
-        return self.walk(context, noise, self.config.guidance)[1]
+        chunk = self.walk(context, noise, self.config.guidance, known)[1]
+        return chunk if known is None else torch.where(known.mask > 0, known.chunk, chunk)
 
     def generate(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Return a normalised flat chunk `(B, D)` from an observation and unit noise `(B, *noise_shape)`."""
-        return self.sample(self.context(observation), noise)
+        return self.sample(self.context(observation), noise, known=self.known(observation))
 
     def energy(self, observation: Mapping[str, Tensor], chunk: Tensor, mask: Tensor, noise: Tensor) -> Energies:
         """Return the energies of chunks `(B, H, A)` in the robot's units and of M chunks of its own at each observation.

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ros_vdd.diffusion.denoiser import Denoiser
-from ros_vdd.diffusion.sampling import SOLVERS
+from ros_vdd.diffusion.sampling import SOLVERS, Known, inpainted
 from ros_vdd.networks.mode_fused import fuse
 from ros_vdd.networks.mode_step import DenseMode, step_table
 from ros_vdd.policies.diffusion import SamplerConfig
@@ -39,7 +39,8 @@ class DeployedMode(nn.Module):
 
     def forward(self, observation: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Return a chunk `(B, H, A)` in the robot's units from an observation and unit noise `(B, H, A)`."""
-        return self.policy.to_chunk(self.sampler(noise.flatten(1), self.policy.condition(observation)))
+        known = self.policy.known(observation)
+        return self.policy.to_chunk(self.sampler(noise.flatten(1), self.policy.condition(observation), known))
 
 
 class DenseSampler(nn.Module):
@@ -50,10 +51,10 @@ class DenseSampler(nn.Module):
         self.how = policy.config.sampler
         self.denoiser = Denoiser(DenseMode(policy.network), policy.config.sigma_data)
 
-    def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Denoise unit noise `(B, H * A)` under a condition to a normalised chunk `(B, H * A)`."""
-        bound = 1.0 if self.how.clip else None
-        return SOLVERS[self.how.solver](lambda x, sigma: self.denoiser(x, sigma, condition), noise, self.how.levels(), bound)
+    def forward(self, noise: Tensor, condition: Tensor, known: Known | None = None) -> Tensor:
+        """Denoise unit noise `(B, H * A)` under a condition to a normalised chunk `(B, H * A)`, in which `known` stands."""
+        ask = inpainted(lambda x, sigma: self.denoiser(x, sigma, condition), known)
+        return SOLVERS[self.how.solver](ask, noise, self.how.levels(), 1.0 if self.how.clip else None)
 
 
 def active_bytes(policy: ModePolicy) -> int:

@@ -16,6 +16,7 @@ from ros_vdd import backends
 from ros_vdd.backends import Engine, input_shapes
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import EngineError
+from ros_vdd.runtime.certain import CertainActions
 from ros_vdd.runtime.choice import ChoiceConfig, ExpertChoice
 from ros_vdd.runtime.commitment import Commitment
 from ros_vdd.runtime.past import PastActions
@@ -64,6 +65,7 @@ class PolicyRunner:
         self._commitment = _commitment(bundle, likelihood, self.choice, seed)
         self._chosen = ExpertChoice(self.choice, seed)
         self._inputs, self._past = input_shapes(bundle), PastActions(bundle)
+        self._certain = CertainActions(bundle, self.choice.commit_steps if self.choice.rule == "committed" else 0)
         action = bundle.robot.action
         self._half_range = np.maximum(np.subtract(action.upper, action.lower) / 2, 1e-9).astype(np.float32)
         self.reset(seed)
@@ -87,6 +89,7 @@ class PolicyRunner:
         if self._commitment is not None:
             self._commitment.reset(seed)
         self._past.reset()
+        self._certain.reset()
 
     def act(self, observation: Mapping[str, np.ndarray], elapsed: int | None = None) -> Prediction:
         """Return the chunk for an observation without batch axis, each input `(T, ...)`.
@@ -101,35 +104,37 @@ class PolicyRunner:
         began = time.monotonic_ns()
         if elapsed not in (None, 1):  # ticks are missing between what was executed and now
             self._past.reset()
-        inputs = self._past.inputs()
+        waited = self.bundle.n_action_steps if elapsed is None else elapsed
+        inputs = self._past.inputs() | self._certain.inputs(waited)
         for name, (shape, dtype) in self._inputs.items():
             if name == "noise":
                 inputs[name] = self._rng.standard_normal(shape, dtype)
             elif name not in inputs:
                 inputs[name] = checked_input(name, shape, dtype, observation)
         if self._commitment is not None:
-            went_on = self._commitment.next(inputs, self.bundle.n_action_steps if elapsed is None else elapsed)
+            went_on = self._commitment.next(inputs, waited)
             return Prediction(went_on.actions, went_on.expert, went_on.log_gate, time.monotonic_ns() - began, went_on.means)
         outputs = self.engine.run(inputs)
         means, log_gate, expert = outputs.get("means"), outputs.get("log_gate"), None
         if means is not None:
             log_gate = log_gate[0]
-            expert = self._choose(log_gate, means[0], self.bundle.n_action_steps if elapsed is None else elapsed)
+            expert = self._choose(log_gate, means[0], waited)
             actions = means[0, expert]
         else:
             actions = outputs["actions"][0]
         if not np.isfinite(actions).all():
             raise EngineError(f"engine '{self.engine.name}' answered with NaN or infinity; nothing of it is used")
         self._past.add(actions[0])
+        self._certain.add(actions)
         latency = time.monotonic_ns() - began
         return Prediction(actions, expert, log_gate, latency, None if means is None else means[0])
 
     def warm_up(self, observation: Mapping[str, np.ndarray], count: int = 5) -> None:
         """Run the engine a few times, so that the first chunk is as fast as the others; nothing else changes."""
-        kept = copy.deepcopy((self._rng, self._chosen, self._past))
+        kept = copy.deepcopy((self._rng, self._chosen, self._past, self._certain))
         for _ in range(count):
             self.act(observation)
-        self._rng, self._chosen, self._past = kept
+        self._rng, self._chosen, self._past, self._certain = kept
         if self._commitment is not None:
             self._commitment.reset(self._seed)
 

@@ -13,38 +13,17 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     """Declare `--choice` and the settings of the rules."""
     default = ChoiceConfig()
     parser.add_argument(
-        "--choice", default=default.rule, choices=RULES, help="how an expert of a mixture is chosen (default %(default)s)"
+        "--choice", default=default.rule, choices=RULES, metavar="RULE", help=f"which expert of a mixture acts: {', '.join(RULES)}"
     )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=default.temperature,
-        help="sample, gumbel, coherent: 1 follows the gate (default), less favours likely experts",
-    )
-    parser.add_argument(
-        "--sticky-margin",
-        type=float,
-        default=default.sticky_margin,
-        help="sticky: lead [nats] that another expert needs (default %(default)g)",
-    )
-    parser.add_argument(
-        "--sticky-steps",
-        type=int,
-        default=default.sticky_steps,
-        help="sticky: at how many choices in a row (default %(default)s)",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=default.tolerance,
-        help="coherent: departure from the plan before, share of half the joint range (default %(default)g)",
-    )
-    parser.add_argument(
-        "--commit-steps",
-        type=int,
-        default=default.commit_steps,
-        help="committed: actions of the plan before that are executed whatever is decided now (default %(default)s)",
-    )
+    for name, text in {
+        "temperature": "of drawn ones: 1 follows the gate (default)",
+        "sticky_margin": "sticky, committed: lead [nats] of another expert (%(default)g)",
+        "sticky_steps": "sticky: at how many choices in a row (%(default)s)",
+        "tolerance": "coherent: departure, share of half the joint range (%(default)g)",
+        "commit_steps": "committed: certain actions of the plan before (%(default)s)",
+    }.items():
+        value = getattr(default, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, metavar="X", help=text)
 
 
 def choice_of(args: argparse.Namespace) -> ChoiceConfig:

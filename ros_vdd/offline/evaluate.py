@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replan-steps", type=int, default=0, help="actions executed of a chunk (default: the policy's n_action_steps)"
     )
-    parser.add_argument("--delay-steps", type=int, default=0, help="ticks from an observation to the first executed action of its chunk")
-    parser.add_argument("--ensemble", type=float, metavar="DECAY", help="execute the mean of all chunks that reach a tick, weights exp(-DECAY i)")
+    parser.add_argument("--delay-steps", type=int, default=0, metavar="X", help="ticks from an observation to its chunk's first action")
+    parser.add_argument("--ensemble", type=float, metavar="X", help="execute the mean of all chunks, weights exp(-X i), i = 0 the oldest")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
     parser.add_argument("--video", metavar="FILE", help="write the first episode as .gif, with the predicted chunks")
     parser.add_argument("--record-scores", metavar="NAME", help="add the scores to policy.yaml under this name")

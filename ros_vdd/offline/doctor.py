@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -13,10 +15,12 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ros_vdd.bundle import Bundle
-from ros_vdd.errors import RosVddError
+from ros_vdd.errors import ConfigError, RosVddError
+from ros_vdd.offline.finding import Finding
+from ros_vdd.offline.live_check import examine_live
 from ros_vdd.resources import FAST_DDS_VARIABLES, fast_dds_profile, share_dir
 from ros_vdd.streams.spec import load_robot
 
@@ -32,24 +36,22 @@ ROS = ("rclpy", "sensor_msgs", "trajectory_msgs", "std_msgs", "std_srvs", "diagn
 SHM_NEEDED = 3 * (64 << 20)  # config/fastdds.xml takes 64 MiB for each process: camera, policy, executor
 
 
-class Finding(NamedTuple):
-    """One line of the report; the names are stable keys of --json."""
-
-    check: str
-    level: Literal["ok", "warn", "error"]
-    detail: str
-    remedy: str = ""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("--robot", metavar="FILE", help="also check this robot file, or shipped name such as pusht")
+    parser.add_argument("--live", action="store_true", help="hold the robot file against the topics; move images")
+    parser.add_argument("--seconds", type=float, default=5.0, help="with --live: how long to listen (default 5)")
+    parser.add_argument("--namespace", default="", metavar="NS", help="with --live: the namespace that the nodes will run in")
+    parser.add_argument("--use-sim-time", action="store_true", help="with --live: the nodes will run on /clock")
     parser.add_argument("--json", action="store_true", help="print the findings as a JSON list of {check, level, detail, remedy}")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print all findings; the exit status is 1 when one of them is an error."""
-    findings = list(examine(args.robot))
+    if not (math.isfinite(args.seconds) and args.seconds > 0):
+        raise ConfigError(f"--seconds is {args.seconds}; expected a number above 0")
+    live = examine_live(args.robot, args.seconds, args.namespace, args.use_sim_time) if args.live else ()
+    findings = list(itertools.chain(examine(args.robot), live))
     if args.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:

@@ -21,6 +21,7 @@ EXTRAS = {
         "ros-std-srvs",
         "ros-diagnostic-msgs",
         "ros-rosgraph-msgs",
+        "ros-lifecycle-msgs",
     ],
     # What gym-pusht needs, and what draws its results. gym-pusht itself is installed beside it with
     # `pip install --no-deps gym-pusht`: it asks for opencv-python, which needs libGL and overwrites

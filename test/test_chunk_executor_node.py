@@ -98,9 +98,10 @@ def test_nothing_is_commanded_before_the_first_chunk(at_rest):
 
 
 def test_each_command_is_the_action_in_force_at_its_stamp(at_rest):
+    at_rest.measure()
     began = at_rest.peer.now_ns()
     at_rest.send(began)
-    at_rest.until(lambda: len(at_rest.commands) >= 10)
+    at_rest.until(lambda: len(at_rest.commands) >= 10, at_rest.measure)
     for command in at_rest.commands[:10]:
         assert position(command) == PLAN[(stamp(command) - began) // DT].tolist()
         assert command.points[0].time_from_start.nanosec == PERIOD
@@ -180,8 +181,8 @@ def test_lock_step_gives_exactly_one_command_per_joint_state_stamp(stepped):
 def test_commands_have_the_type_of_the_robot_file(tmp_path, type_name, kind, read):
     robot = write_robot(tmp_path / "robot.yaml", action={**ROBOT["action"], "type": type_name})
     executor = Executor("typed", robot, kind)
-    executor.send(executor.peer.now_ns())
-    executor.until(lambda: executor.commands, executor.measure)
+    move = lambda: (executor.measure(), executor.send(executor.peer.now_ns()))  # noqa: E731
+    executor.until(lambda: executor.commands, move)
     assert read(executor.commands[0]) in PLAN.tolist()
     assert executor.close()[0] == 0
 

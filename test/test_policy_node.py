@@ -268,7 +268,7 @@ def test_an_engine_that_fails_in_the_middle_hands_over_and_chunks_go_on(failure,
     (tmp_path / "lab" / "__init__.py").touch()
     (tmp_path / "lab" / "engine.py").write_text(LAB_ENGINE.replace("FAILURE", failure))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    order = {"backend": "lab.engine", "fallback": "nothing_like_it, onnxruntime", "engine_timeout_s": 0.5}
+    order = {"backend": "lab.engine", "fallback": "nothing_like_it, onnxruntime", "engine_timeout_s": 0.5, "max_skew_s": 0.0}
     process, peer = start("policy_node", "handover", policy=policy, **order), Peer("handover")
     chunks, diagnostics = peer.hear(JointTrajectory, "action_chunk"), peer.hear(DiagnosticArray, "/diagnostics")
 

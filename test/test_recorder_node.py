@@ -15,8 +15,8 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E
 
 from ros_vdd.data.bag import Bag  # noqa: E402
 from ros_vdd.config import dump_yaml, to_plain  # noqa: E402
+from ros_vdd.nodes import recorder_node  # noqa: E402
 from ros_vdd.nodes.messages import LATCHED_QOS  # noqa: E402
-from ros_vdd.nodes.recorder_node import RecorderNode  # noqa: E402
 from ros_vdd.streams.spec import load_robot  # noqa: E402
 
 TRIES = 400
@@ -28,7 +28,7 @@ class Robot:
     def __init__(self, root, robot="pusht"):
         given = [f"robot:={robot}", f"root:={root}", "task:=push", "silent_after_s:=60.0"]
         rclpy.init(args=["--ros-args", *(word for p in given for word in ("-p", p))])
-        self.recorder = RecorderNode()
+        self.recorder = recorder_node.make()
         self.node = rclpy.create_node("robot")
         self.publishers = {
             "image": self.node.create_publisher(Image, "camera/image_raw", 10),
@@ -64,7 +64,7 @@ class Robot:
         return messages
 
     def received(self):
-        return sum(self.recorder._recorder._writer.counts.values())
+        return sum(self.recorder.work.recorder._writer.counts.values())
 
     def close(self):
         self.executor.shutdown()
@@ -86,9 +86,9 @@ def hear(robot, topics=3):
         robot.publish(0)
         for _ in range(20):
             robot.executor.spin_once(timeout_sec=0.05)
-        if len(robot.recorder._recorder._heard_ns) == topics:
+        if len(robot.recorder.work.recorder._heard_ns) == topics:
             return
-    raise AssertionError(f"heard only {list(robot.recorder._recorder._heard_ns)}")
+    raise AssertionError(f"heard only {list(robot.recorder.work.recorder._heard_ns)}")
 
 
 def test_every_message_between_start_and_stop_is_recorded_unchanged(robot, tmp_path):
@@ -124,6 +124,19 @@ def test_closing_the_node_completes_the_episode(robot, tmp_path):
     assert sorted(info.count for info in bag.topics.values()) == [1, 1, 1]
 
 
+def test_deactivate_completes_the_episode_and_none_begins_before_activate(robot, tmp_path):
+    hear(robot)
+    assert robot.call("start_episode").success
+    robot.publish(1)
+    robot.spin_until(lambda: robot.received() == 3)
+    robot.recorder.trigger_deactivate()
+    assert len(Bag.open(tmp_path / "push" / "episode_000000").topics) == 3
+    refused = robot.call("start_episode")
+    assert not refused.success and "recorder_node is inactive" in refused.message
+    robot.recorder.trigger_activate()
+    assert robot.call("start_episode").success
+
+
 def test_a_goal_published_before_the_recorder_came_is_in_every_bag(tmp_path):
     tasks = {"topic": "goal", "type": "std_msgs/msg/String", "tasks": ["push", "pull"]}
     path = tmp_path / "told.yaml"
@@ -131,7 +144,7 @@ def test_a_goal_published_before_the_recorder_came_is_in_every_bag(tmp_path):
     robot = Robot(tmp_path, path)
     try:
         robot.node.create_publisher(String, "goal", LATCHED_QOS).publish(String(data="pull"))
-        robot.spin_until(lambda: "/goal" in robot.recorder._recorder._heard_ns)
+        robot.spin_until(lambda: "/goal" in robot.recorder.work.recorder._heard_ns)
         hear(robot, 4)
         assert robot.call("start_episode").success
         robot.publish(1)

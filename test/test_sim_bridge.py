@@ -25,8 +25,9 @@ from ros_vdd import envs  # noqa: E402
 from ros_vdd.config import dump_yaml, to_plain  # noqa: E402
 from ros_vdd.envs import pusht  # noqa: E402
 from ros_vdd.errors import ConfigError, EnvError  # noqa: E402
+from ros_vdd.nodes import sim_bridge_node  # noqa: E402
+from ros_vdd.nodes.managed import ManagedNode  # noqa: E402
 from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, LATCHED_QOS  # noqa: E402
-from ros_vdd.nodes.sim_bridge_node import SimBridgeNode  # noqa: E402
 from ros_vdd.streams.spec import load_robot  # noqa: E402
 
 STEPS, SEED = 12, 100003
@@ -49,7 +50,7 @@ def context(monkeypatch):
 
 def bridge(context, **parameters):
     overrides = [Parameter(name, value=value) for name, value in parameters.items()]
-    return SimBridgeNode(context=context, parameter_overrides=overrides)
+    return sim_bridge_node.make(context=context, parameter_overrides=overrides)
 
 
 def action_of(step: int) -> np.ndarray:
@@ -85,7 +86,7 @@ class Driver:
         return response
 
 
-def drive(context, **parameters) -> tuple[SimBridgeNode, Driver]:
+def drive(context, **parameters) -> tuple[ManagedNode, Driver]:
     """Run a bridge and a driver until the bridge leaves the executor."""
     driver = Driver(context)
     node = bridge(context, **parameters)
@@ -105,7 +106,7 @@ def drive(context, **parameters) -> tuple[SimBridgeNode, Driver]:
 
 def test_lock_step_frames_are_those_of_the_simulator_bit_by_bit(context):
     node, driver = drive(context, mode="lock_step", episodes=2, first_seed=SEED, reset_service="driver/reset")
-    assert node.error is None
+    assert node.work.error is None
     env, expected = envs.make("pusht"), []
     for seed in (SEED, SEED + 1):
         expected.append(env.reset(seed))
@@ -125,7 +126,7 @@ def test_lock_step_frames_are_those_of_the_simulator_bit_by_bit(context):
 
 def test_real_time_episode_is_that_of_its_seed_and_commands(context):
     node, driver = drive(context, episodes=1, first_seed=SEED)
-    assert node.error is None
+    assert node.work.error is None
     result = driver.results[0]
     env = envs.make("pusht")
     env.reset(SEED)
@@ -136,13 +137,44 @@ def test_real_time_episode_is_that_of_its_seed_and_commands(context):
     assert not driver.clocks
 
 
+@pytest.mark.parametrize("mode", ["real_time", "lock_step"])
+def test_an_inactive_simulator_stands_still_and_then_goes_on(context, mode):
+    driver = Driver(context)
+    node = bridge(context, mode=mode, episodes=1, first_seed=SEED, command_timeout_s=5.0)
+    executor = SingleThreadedExecutor(context=context)
+    for each in (driver.node, node):
+        executor.add_node(each)
+    while len(driver.states) < 4:
+        executor.spin_once(timeout_sec=0.05)
+    node.trigger_deactivate()
+    for _ in range(10):  # what was shown before may still be on its way
+        executor.spin_once(timeout_sec=0.05)
+    shown = len(driver.states)
+    for _ in range(20):
+        executor.spin_once(timeout_sec=0.05)
+    assert len(driver.states) == shown < STEPS
+    node.trigger_activate()
+    with pytest.raises(ExternalShutdownException):
+        executor.spin()
+    assert node.work.error is None
+    env, result = envs.make("pusht"), node.work.result
+    env.reset(SEED)
+    for action in result.actions:
+        env.step(np.float32(action))
+    assert result.score == env.score and len(result.stamps_ns) == STEPS
+    gaps = np.diff(result.stamps_ns)
+    assert (gaps >= ROBOT.dt_ns).all() and (gaps > ROBOT.dt_ns).sum() == (mode == "real_time")
+    node.destroy_node()
+    driver.node.destroy_node()
+
+
 def test_without_readers_the_lonely_topics_are_named(context):
     node = bridge(context, connect_timeout_s=0.1)
-    node.session.join()
+    node.work.session.join()
     node.destroy_node()
-    assert isinstance(node.error, EnvError)
+    assert isinstance(node.work.error, EnvError)
     for topic in (CAMERA.topic, AGENT.topic, ROBOT.action.topic):
-        assert topic in str(node.error)
+        assert topic in str(node.work.error)
 
 
 def test_unknown_simulator_is_refused_at_the_start(context):
@@ -179,13 +211,13 @@ def told(monkeypatch, tmp_path):
 
 def test_goals_are_published_when_they_change_and_before_their_observation(told, context):
     node, driver = drive(context, mode="lock_step", episodes=2, first_seed=SEED + 1)
-    assert node.error is None
+    assert node.work.error is None
     assert driver.goals == [(0, "push"), (5, "pull"), (STEPS + 5, "push")]  # the second episode begins as the first has ended
 
 
 def test_a_simulator_that_shows_no_goal_is_refused(told, context):
     node = bridge(context, connect_timeout_s=0.1)
-    node.session.join()
+    node.work.session.join()
     with pytest.raises(EnvError, match="has a goal, but the simulator shows only images.top, state"):
-        node.link.show(0, pusht.Env().reset(SEED))
+        node.work.link.show(0, pusht.Env().reset(SEED))
     node.destroy_node()

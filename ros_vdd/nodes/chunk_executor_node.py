@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Action chunks and joint states in, commands out at the robot's rate; no engine, no images, nothing heavy.
 
-By time, a thread of its own commands at absolute deadlines; callbacks run beside it, with a lock around the commander.
+By time, a thread of its own commands at absolute deadlines while the node is active; callbacks run beside it, with a lock around
+the commander.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections import deque
 from functools import partial
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from ros_vdd.errors import ConfigError
+from ros_vdd.errors import ConfigError, RosVddError
+from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, JOINT_STATE_QOS, command_message
-from ros_vdd.nodes.parameters import Parameter, declare
+from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import publish, run
-from ros_vdd.nodes.status import Status
 from ros_vdd.runtime.chunking import read_chunk
 from ros_vdd.runtime.command import FIRST_JUMP, Commander
 from ros_vdd.runtime.limits import MARGIN
@@ -34,6 +35,7 @@ from ros_vdd.runtime.splicing import METHODS, SpliceConfig
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
 PARAMETERS = (
+    Parameter("autostart", True, AUTOSTART),
     Parameter("robot", "", "robot file: a path, or the name of a shipped one"),
     Parameter("trigger", "timer", "what asks for a command: time, or a joint state", choices=("timer", "joint_states")),
     Parameter("command_rate_hz", 0.0, "commands per second of the timer; 0 for the robot file's", 0.0, 1000.0),
@@ -49,15 +51,19 @@ PARAMETERS = (
     Parameter("realtime_priority", 45, "SCHED_FIFO priority of the command thread, where permitted; 0 for none", 0, 99),
 )
 _TELL_S = 0.02  # how often the command thread's reasons are told
+_REST_S = 60.0  # how long deactivate waits for the safe action to be over
 
 
-class ChunkExecutorNode(Node):
-    """A `Commander` between the chunk topic and the command topic."""
+class ChunkExecutor:
+    """A `Commander` between the chunk topic and the command topic: the work of a `ManagedNode`.
 
-    def __init__(self, **options: Any):
-        super().__init__("chunk_executor_node", **options)
-        parameters = declare(self, PARAMETERS)
+    Inactive it keeps the measurement and forgets plans; to deactivate is to bring the robot to its safe action.
+    """
+
+    def __init__(self, node: ManagedNode, parameters: Any):
+        self._node, self._status = node, node.status
         self._robot = _robot(parameters.robot, parameters.command_rate_hz)
+        self._status.robot = self._robot.name
         self._lock_step = parameters.trigger == "joint_states"
         _check_trigger(parameters.trigger, parameters.replan_steps, self._robot)
         self._measured = MeasuredPosition(self._robot)
@@ -68,34 +74,66 @@ class ChunkExecutorNode(Node):
         self._counts = dict.fromkeys(("chunks", "chunks_refused", "chunks_late", "commands", "safe_actions"), 0)
         self._reasons: deque[Refusal | None] = deque(maxlen=1000)  # of the command thread, to be told
         self._interventions: dict[str, int] = {}
-        self._enabled, self._stopped = parameters.enabled, False
-        self._status = Status(self, "execution", self._robot.name)
-        self._publisher = self.create_publisher(CLASSES[self._robot.action.type], self._robot.action.topic, COMMAND_QOS)
-        self.create_service(Trigger, "~/reset", self._reset)
-        self.create_service(SetBool, "~/enable", self._enable)
-        self.create_subscription(Bool, "protective_stop", self._take_stop, COMMAND_QOS)
-        self.create_subscription(JointTrajectory, "action_chunk", self._take_chunk, COMMAND_QOS)
+        self._active, self._enabled, self._stopped = False, parameters.enabled, False
+        command = self._robot.action
+        self._publisher = node.create_lifecycle_publisher(CLASSES[command.type], command.topic, COMMAND_QOS)
+        node.create_service(Trigger, "~/reset", self._reset)
+        node.create_service(SetBool, "~/enable", self._enable)
+        node.create_subscription(Bool, "protective_stop", self._take_stop, COMMAND_QOS)
+        node.create_subscription(JointTrajectory, "action_chunk", self._take_chunk, COMMAND_QOS)
         for name, spec in self._robot.states.items():
             take = partial(self._take_joint_state, name)
-            self.create_subscription(JointState, spec.topic, take, JOINT_STATE_QOS)
-        self._status.set("waiting", Reason.NO_CHUNK.value, "no valid action chunk has arrived")
+            node.create_subscription(JointState, spec.topic, take, JOINT_STATE_QOS)
         self._forbid()
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, self._diagnose, clock=steady)
-        self._pacer: Pacer | None = None
-        period_ns = round(1e9 / self._robot.action.command_rate_hz)
-        if not self._lock_step and self.get_parameter("use_sim_time").value:  # a simulation's time, at its own speed
-            self.create_timer(period_ns / 1e9, self._tick)
-        elif not self._lock_step:
-            self._pacer = Pacer(period_ns, self._tick, self._fail, parameters.realtime_priority)
-            self._pacer.start()
-        self.create_timer(_TELL_S, self._tell, clock=steady)
+        node.create_timer(1.0, self._diagnose, clock=steady)
+        self._period_ns, self._priority = round(1e9 / command.command_rate_hz), parameters.realtime_priority
+        self._pacer: Pacer | None = None  # of the time since the newest activation
+        self._paced = not (self._lock_step or node.get_parameter("use_sim_time").value)
+        if not self._lock_step and not self._paced:  # a simulation's time, at its own speed
+            node.create_timer(self._period_ns / 1e9, lambda: self._active and self._tick())
+        node.create_timer(_TELL_S, self._tell, clock=steady)
+        node.at_cleanup(self._end_thread)
 
-    def destroy_node(self) -> None:
-        """End the command thread, then the node."""
+    def activate(self) -> None:
+        """Let chunks that come from now on be commanded."""
+        self._active = True
+        self._forbid()
+        self._status.set("waiting", Reason.NO_CHUNK.value, "no valid action chunk has arrived")
+        if self._paced:
+            self._pacer = Pacer(self._period_ns, self._tick, self._node.fail, self._priority)
+            self._pacer.start()
+
+    def deactivate(self) -> None:
+        """Bring a moving robot to its safe action, then command nothing.
+
+        Raises:
+            RosVddError: that took too long.
+        """
+        self._active = False
+        self._forbid()
+        limit_s = time.monotonic() + _REST_S
+        now_ns = (self._lock_step and self._asked_ns) or self._now_ns()
+        while self._moving() and time.monotonic() < limit_s:
+            time.sleep(self._period_ns / 1e9)
+            now_ns += self._period_ns
+            if not self._paced:  # what asks for commands otherwise, a clock or a joint state, waits for this thread
+                self._command(now_ns)
+        self._end_thread()
+        self._tell()
+        if self._moving():
+            raise RosVddError(f"the safe action wasn't over within {_REST_S:g} s; nothing more is commanded")
+
+    def _end_thread(self) -> None:
         if self._pacer is not None:
             self._pacer.stop()
-        super().destroy_node()
+
+    def _moving(self) -> bool:
+        with self._lock:
+            return self._commander.moving
+
+    def _now_ns(self) -> int:
+        return self._node.get_clock().now().nanoseconds
 
     def _take_chunk(self, message: JointTrajectory) -> None:
         chunk = read_chunk(message, self._robot.dt_ns)
@@ -110,26 +148,26 @@ class ChunkExecutorNode(Node):
 
     def _take_joint_state(self, stream: str, message: JointState) -> None:
         with self._lock:
-            usable = self._measured.push(stream, message, self.get_clock().now().nanoseconds)
+            usable = self._measured.push(stream, message, self._now_ns())
         if usable and self._lock_step:
             self._asked_ns = self._measured.intakes[stream].newest_stamp_ns
             self._answer()
 
     def _answer(self) -> None:
         """Command the newest joint-state stamp, once, as soon as a chunk covers it."""
-        if self._asked_ns in (None, self._answered_ns) or self._commander.awaits_chunk(self._asked_ns):
+        if not self._active or self._asked_ns in (None, self._answered_ns) or self._commander.awaits_chunk(self._asked_ns):
             return
         self._command(self._asked_ns)
         self._tell()
 
     def _tick(self) -> None:
-        self._command(self.get_clock().now().nanoseconds)
+        self._command(self._now_ns())
 
     def _command(self, now_ns: int) -> None:
         with self._lock:
             motion, refusal = self._commander.command(now_ns, self._measured.at(now_ns))
         if motion is not None:
-            publish(self, self._publisher, command_message(self._robot.action, motion, now_ns))
+            publish(self._node, self._publisher, command_message(self._robot.action, motion, now_ns))
             self._answered_ns = self._asked_ns
             self._counts["safe_actions" if refusal else "commands"] += 1
         self._reasons.append(refusal)
@@ -142,10 +180,6 @@ class ChunkExecutorNode(Node):
                 self._status.set("running")
             elif self._status.set("stopped" if self._counts["commands"] else "waiting", refusal.code.value, refusal.detail):
                 self._interventions[refusal.code.value] = self._interventions.get(refusal.code.value, 0) + 1
-
-    def _fail(self, error: Exception) -> None:
-        """Say why the command thread ended; nothing is commanded any more."""
-        self.get_logger().fatal(f"the command thread failed, nothing more is commanded: {type(error).__name__}: {error}")
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         """Allow or forbid motion; a moving robot is brought to its safe action."""
@@ -166,6 +200,8 @@ class ChunkExecutorNode(Node):
             refusal = Refusal(Reason.DISABLED, "motion is disabled; call ~/enable with true")
         if self._stopped:
             refusal = Refusal(Reason.PROTECTIVE_STOP, "protective_stop said true; when it is safe, call ~/reset")
+        if not self._active:
+            refusal = Refusal(Reason.INACTIVE, "deactivated; a moving robot is brought to its safe action")
         with self._lock:
             self._commander.forbid(refusal)
 
@@ -222,6 +258,11 @@ def _check_trigger(trigger: str, replan_steps: int, robot: RobotSpec) -> None:
         raise ConfigError(f"chunk_executor_node: robot '{robot.name}' has no joint states to trigger; use 'timer'")
 
 
+def make(**options: Any) -> ManagedNode:
+    """Return the node, of which `options` are rclpy's."""
+    return ManagedNode("chunk_executor_node", "execution", ChunkExecutor, PARAMETERS, **options)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the node; see `ros_vdd.nodes.process.run`."""
-    return run(ChunkExecutorNode, args)
+    return run(make, args)

@@ -19,7 +19,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from ros_vdd.errors import ConfigError
 from ros_vdd.nodes.messages import COMMAND_QOS
-from ros_vdd.nodes.parameters import Parameter, declare
+from ros_vdd.nodes.parameters import Parameter, declare, read
 from ros_vdd.nodes.process import run
 from ros_vdd.streams.codecs import stamp_ns
 
@@ -34,7 +34,8 @@ class DemoObserverNode(Node):
 
     def __init__(self, **options: Any):
         super().__init__("demo_observer_node", **options)
-        path = declare(self, PARAMETERS).path
+        declare(self, PARAMETERS)
+        path = read(self, PARAMETERS).path
         if not path:
             raise ConfigError("demo_observer_node: parameter 'path' is empty; give the file to write")
         self.create_subscription(JointTrajectory, POLICY_TOPICS[0], self._take_chunk, COMMAND_QOS)

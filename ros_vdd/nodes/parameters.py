@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters with a description, a range and a clear refusal; read once, when a node starts."""
+"""Parameters with a description, a range and a clear refusal; read when a node starts, or when it is configured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -34,27 +34,42 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
 
-def declare(node: Node, parameters: Sequence[Parameter]) -> SimpleNamespace:
-    """Declare parameters read-only and return their values as attributes.
+def declare(node: Node, parameters: Sequence[Parameter], read_only: Collection[str] | None = None) -> None:
+    """Declare parameters; of `read_only` nothing can be changed while the node runs, None for all of them.
 
     Raises:
-        ConfigError: a value has the wrong type, lies outside its range, or isn't one of its choices.
+        ConfigError: a value has the wrong type or lies outside its range.
     """
-    return SimpleNamespace(**{parameter.name: _declare(node, parameter) for parameter in parameters})
+    for parameter in parameters:
+        descriptor = _descriptor(parameter, read_only is None or parameter.name in read_only)
+        try:
+            node.declare_parameter(parameter.name, parameter.default, descriptor)
+        except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+            raise ConfigError(f"{_whose(node, parameter)} ({_expected(parameter)}): {error}") from error
 
 
-def _declare(node: Node, parameter: Parameter) -> bool | int | float | str:
-    try:
-        value = node.declare_parameter(parameter.name, parameter.default, _descriptor(parameter)).value
-    except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-        raise ConfigError(f"{_whose(node, parameter)} ({_expected(parameter)}): {error}") from error
+def read(node: Node, parameters: Sequence[Parameter]) -> SimpleNamespace:
+    """Return the values of declared parameters as attributes.
+
+    Raises:
+        ConfigError: a value isn't one of its choices.
+    """
+    values = {parameter.name: node.get_parameter(parameter.name).value for parameter in parameters}
+    for parameter in parameters:
+        if wrong := problem(node, parameter, values[parameter.name]):
+            raise ConfigError(wrong)
+    return SimpleNamespace(**values)
+
+
+def problem(node: Node, parameter: Parameter, value: bool | int | float | str) -> str | None:
+    """Return what is wrong with a value that rclpy, which knows types and ranges but no choices, would take."""
     if parameter.choices and value not in parameter.choices:
-        raise ConfigError(f"{_whose(node, parameter)} is '{value}'; {suggest(value, parameter.choices)}")
-    return value
+        return f"{_whose(node, parameter)} is '{value}'; {suggest(value, parameter.choices)}"
+    return None
 
 
-def _descriptor(parameter: Parameter) -> ParameterDescriptor:
-    descriptor = ParameterDescriptor(description=parameter.text, read_only=True)
+def _descriptor(parameter: Parameter, read_only: bool) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=parameter.text, read_only=read_only)
     if parameter.choices:
         descriptor.additional_constraints = f"one of: {', '.join(parameter.choices)}"
     if parameter.lowest is not None:

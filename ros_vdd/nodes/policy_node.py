@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
 from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
@@ -21,10 +20,10 @@ from trajectory_msgs.msg import JointTrajectory
 from ros_vdd import backends, resources
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import ConfigError, EngineError, PolicyError
+from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE_QOS, LATCHED_QOS, chunk_message, json_message
-from ros_vdd.nodes.parameters import Parameter, declare
+from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import publish, run
-from ros_vdd.nodes.status import Status
 from ros_vdd.nodes.transport import image_problem
 from ros_vdd.runtime import fallback
 from ros_vdd.runtime.choice import RULES, ChoiceConfig
@@ -38,6 +37,7 @@ from ros_vdd.runtime.statistics import Window
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
 PARAMETERS = (
+    Parameter("autostart", True, AUTOSTART),
     Parameter("policy", "", "policy folder: a path, or the name of a shipped one"),
     Parameter("robot", "", "robot file: a path, or the name of a shipped one; empty for the policy's own"),
     Parameter("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
@@ -60,15 +60,14 @@ PARAMETERS = (
 STATUS_PERIOD_S = 0.1
 
 
-class PolicyNode(Node):
-    """A `Planner` between the sensor topics and the chunk topic.
+class PolicyWork:
+    """A `Planner` between the sensor topics and the chunk topic: the work of a `ManagedNode`.
 
-    Callbacks run in the executor's thread, `_publish` in the inference thread.
+    Callbacks run in the executor's thread, `_publish` in the inference thread. Inactive it takes what comes and plans nothing.
     """
 
-    def __init__(self, **options: Any):
-        super().__init__("policy_node", **options)
-        parameters = declare(self, PARAMETERS)
+    def __init__(self, node: ManagedNode, parameters: Any):
+        self._node, self._status, self._active = node, node.status, False
         bundle, self._robot = _open_policy(parameters.policy, parameters.robot)
         goal = _parse_goal(parameters.goal, self._robot)
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
@@ -83,9 +82,9 @@ class PolicyNode(Node):
         self._strange: str | None = None  # the warning that is in force
         self._chunks, self._expert = 0, None
         self._latency_ms, self._compute_ms = Window(), Window()
-        self._status = Status(self, "policy", self._robot.name)
-        self._chunk_publisher = self.create_publisher(JointTrajectory, "action_chunk", COMMAND_QOS)
-        self._prediction_publisher = self.create_publisher(String, "~/prediction", COMMAND_QOS)
+        self._status.robot = self._robot.name
+        self._chunk_publisher = node.create_lifecycle_publisher(JointTrajectory, "action_chunk", COMMAND_QOS)
+        self._prediction_publisher = node.create_lifecycle_publisher(String, "~/prediction", COMMAND_QOS)
         observer = Observer(self._robot, bundle.n_obs_steps, parameters.equal_stamps, parameters.max_skew_s)
         self._jumps = 0  # clock jumps that were told
         if goal is not None:
@@ -93,53 +92,68 @@ class PolicyNode(Node):
         self._planner = Planner(
             self._robot, observer, runner, parameters.seed, replan_steps, self._publish, parameters.settle_s
         )
+        node.at_cleanup(self._planner.stop)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulation that stands still is told about, too
-        self._settle_timer = self.create_timer(max(parameters.settle_s, 0.001), self._poll, clock=steady)
+        self._settle_timer = node.create_timer(max(parameters.settle_s, 0.001), self._poll, clock=steady)
         self._settle_timer.cancel()
         self._subscribe()
         if problem := image_problem(self._robot, get_rmw_implementation_identifier(), os.environ):
-            self.get_logger().warning(problem)
-        self.create_service(Trigger, "~/reset", self._reset)
-        self.create_timer(STATUS_PERIOD_S, self._update_status, clock=steady)
-        self.create_timer(1.0, self._diagnose, clock=steady)
+            node.get_logger().warning(problem)
+        node.create_service(Trigger, "~/reset", self._reset)
+        node.create_timer(STATUS_PERIOD_S, self._update_status, clock=steady)
+        node.create_timer(1.0, self._diagnose, clock=steady)
+
+    def activate(self) -> None:
+        """Begin an episode with what has been seen since the node was configured or deactivated."""
+        self._active = True
+        self._poll()
+        self._wait()
+
+    def deactivate(self) -> None:
+        """End the episode; the chunk that is being computed is dropped."""
+        self._active = False
+        self._settle_timer.cancel()
+        self._begin_episode()
 
     def _open_engines(self, bundle: Bundle, parameters: Any, open_engine: Callable[..., backends.Engine]) -> Fallback:
         """Return the engines of the parameters `backend` and `fallback`, all loaded and warm."""
         names = [parameters.backend, *filter(None, (name.strip() for name in parameters.fallback.split(",")))]
-        told = lambda failure: self.get_logger().error(f"engine '{failure.engine}' is out of service: {failure.reason}")  # noqa: E731
+        tell = self._node.get_logger().error
+        told = lambda failure: tell(f"engine '{failure.engine}' is out of service: {failure.reason}")  # noqa: E731
         engines = fallback.load(names, partial(open_engine, bundle), parameters.engine_timeout_s, told)
         if engines.spares and open_engine is backends.load:
             engines.warm_up(backends.random_inputs(bundle, np.random.default_rng(0)))
         return engines
 
-    def destroy_node(self) -> None:
-        """End the inference thread, then the node."""
-        self._planner.stop()
-        super().destroy_node()
-
     def _subscribe(self) -> None:
         """Subscribe to goal and joint states first: of messages that wait together, they are then taken before the images."""
         if goal := self._robot.goal:
-            self.create_subscription(CLASSES[goal.type], goal.topic, self._take_goal, LATCHED_QOS)
+            self._node.create_subscription(CLASSES[goal.type], goal.topic, self._take_goal, LATCHED_QOS)
         for name, spec in self._robot.states.items():
-            take = partial(self._take, self._planner.push_joint_state, name)
-            self.create_subscription(JointState, spec.topic, take, JOINT_STATE_QOS)
+            take = partial(self._take, "push_joint_state", name)
+            self._node.create_subscription(JointState, spec.topic, take, JOINT_STATE_QOS)
         for name, spec in self._robot.cameras.items():
-            take = partial(self._take, self._planner.push_image, name)
-            self.create_subscription(CLASSES[spec.type], spec.topic, take, CAMERA_QOS)
+            take = partial(self._take, "push_image", name)
+            self._node.create_subscription(CLASSES[spec.type], spec.topic, take, CAMERA_QOS)
 
-    def _take(self, push: Callable[..., None], stream: str, message: Any) -> None:
-        push(stream, message, self.get_clock().now().nanoseconds, time.perf_counter())
+    def _take(self, push: str, stream: str, message: Any) -> None:
+        taker = self._planner if self._active else self._planner.observer  # which plans nothing
+        getattr(taker, push)(stream, message, self._node.get_clock().now().nanoseconds, time.perf_counter())
+        self._wait()
+
+    def _wait(self) -> None:
+        """Come back when a wait for streams is over."""
         if self._planner.waiting and self._settle_timer.is_canceled():
             self._settle_timer.reset()
 
     def _take_goal(self, message: Any) -> None:
         goal = self._planner.observer.goal
-        if self._planner.push_goal(message, time.perf_counter()):
-            self.get_logger().info(f"goal: {goal.spec.describe(goal.value)}")
+        planner = self._planner
+        if planner.push_goal(message, time.perf_counter()) if self._active else planner.observer.push_goal(message):
+            self._node.get_logger().info(f"goal: {goal.spec.describe(goal.value)}")
         else:
             stays = "there is none" if goal.value is None else "the one before stays"
-            self.get_logger().error(f"goal refused: {goal.refusal}; {stays}")
+            self._node.get_logger().error(f"goal refused: {goal.refusal}; {stays}")
 
     def _poll(self) -> None:
         """Plan at the end of a wait, also when no further message comes."""
@@ -148,8 +162,8 @@ class PolicyNode(Node):
 
     def _publish(self, plan: Plan) -> None:
         """Publish a chunk, then what belongs to it but not into the command."""
-        publish(self, self._chunk_publisher, chunk_message(plan.chunk))
-        latency_ms = (self.get_clock().now().nanoseconds - plan.chunk.stamp_ns) / 1e6
+        publish(self._node, self._chunk_publisher, chunk_message(plan.chunk))
+        latency_ms = (self._node.get_clock().now().nanoseconds - plan.chunk.stamp_ns) / 1e6
         compute_ms = (time.perf_counter() - plan.received_s) * 1e3
         self._chunks += 1
         self._latency_ms.add(latency_ms)
@@ -164,7 +178,7 @@ class PolicyNode(Node):
             "compute_ms": compute_ms,
             **self._figures,
         }
-        publish(self, self._prediction_publisher, json_message(content))
+        publish(self._node, self._prediction_publisher, json_message(content))
 
     def _look(self, plan: Plan) -> None:
         """Ask how sure the policy is; what goes wrong there is told and empties the figures, but never costs a plan."""
@@ -174,28 +188,33 @@ class PolicyNode(Node):
             self._figures = self._monitor.look(plan.observation, plan.chunk, plan.prediction)
         except EngineError as error:
             self._figures = dict.fromkeys(self._monitor.keys)
-            self.get_logger().warning(f"the monitor can't judge a plan: {error}", throttle_duration_sec=10.0)
+            self._node.get_logger().warning(f"the monitor can't judge a plan: {error}", throttle_duration_sec=10.0)
             return
         before, self._strange = self._strange, _warning(self._monitor, self._figures)
         if self._strange and not before:
-            self.get_logger().warning(self._strange)
+            self._node.get_logger().warning(self._strange)
         elif before and not self._strange:
-            self.get_logger().info("plans are ordinary again")
+            self._node.get_logger().info("plans are ordinary again")
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._begin_episode()
+        response.success, response.message = True, "history and expert forgotten, next seed"
+        return response
+
+    def _begin_episode(self) -> None:
         self._planner.reset()
         if self._monitor is not None:
             self._monitor.reset()
             self._strange = None
-        response.success, response.message = True, "history and expert forgotten, next seed"
-        return response
 
     def _update_status(self) -> None:
+        if not self._active:
+            return
         observer = self._planner.observer
         if observer.clock_jumps > self._jumps:
             self._jumps = observer.clock_jumps
-            self.get_logger().warning(f"clock_jumped: {observer.last_jump}", throttle_duration_sec=10.0)
-        problem = self._planner.problem(self.get_clock().now().nanoseconds)
+            self._node.get_logger().warning(f"clock_jumped: {observer.last_jump}", throttle_duration_sec=10.0)
+        problem = self._planner.problem(self._node.get_clock().now().nanoseconds)
         if problem:
             state = "stopped" if self._chunks else "waiting"
             self._status.set(state, problem.code.value, problem.detail, problem.stream)
@@ -203,7 +222,7 @@ class PolicyNode(Node):
             self._status.set("running")
 
     def _diagnose(self) -> None:
-        now_ns = self.get_clock().now().nanoseconds
+        now_ns = self._node.get_clock().now().nanoseconds
         values: dict[str, Any] = {"chunks": self._chunks, "observations_replaced": self._planner.replaced}
         for intake in self._planner.observer.intakes:
             values[f"{intake.name}.received"] = intake.received
@@ -287,6 +306,11 @@ def _replan_steps(asked: int, bundle: Bundle) -> int:
     return asked or bundle.n_action_steps
 
 
+def make(**options: Any) -> ManagedNode:
+    """Return the node, of which `options` are rclpy's."""
+    return ManagedNode("policy_node", "policy", PolicyWork, PARAMETERS, **options)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the node; see `ros_vdd.nodes.process.run`."""
-    return run(PolicyNode, args)
+    return run(make, args)

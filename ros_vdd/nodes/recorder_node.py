@@ -9,21 +9,23 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import get_rmw_implementation_identifier
 from std_srvs.srv import Trigger
 
 from ros_vdd.errors import ConfigError
+from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.messages import CLASSES, LATCHED_QOS
-from ros_vdd.nodes.parameters import Parameter, declare
+from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import run
 from ros_vdd.nodes.transport import image_problem
 from ros_vdd.runtime.recording import EpisodeRecorder, Reply
 from ros_vdd.streams.spec import load_robot
 
 PARAMETERS = (
+    Parameter("autostart", True, AUTOSTART),
     Parameter("robot", "", "robot file: a path, or the name of a shipped one"),
     Parameter("root", "~/episodes", "folder of all recordings"),
     Parameter("task", "demonstration", "what is demonstrated; a folder below root"),
@@ -35,25 +37,26 @@ PARAMETERS = (
 FLUSH_PERIOD_S = 0.1
 
 
-class RecorderNode(Node):
-    """Subscriptions, services and a timer around an `EpisodeRecorder`, all in the executor's one thread.
+class Recorder:
+    """Subscriptions, services and a timer around an `EpisodeRecorder`, in the executor's thread: the work of a `ManagedNode`.
 
     Subscriptions are best effort, which matches reliable and best-effort publishers alike; that of the goal is latched. A
-    message's log time is this node's clock when it came: simulation time under `use_sim_time`.
+    message's log time is this node's clock when it came: simulation time under `use_sim_time`. Inactive it listens, but
+    records nothing.
     """
 
-    def __init__(self) -> None:
-        super().__init__("recorder_node")
-        parameters = declare(self, PARAMETERS)
+    def __init__(self, node: ManagedNode, parameters: Any):
+        self._node, self._active = node, False
         if not parameters.robot:
             raise ConfigError("recorder_node: parameter 'robot' is empty; give a robot file or a shipped name")
         robot = load_robot(parameters.robot)
         if problem := image_problem(robot, get_rmw_implementation_identifier(), os.environ):
-            self.get_logger().warning(problem)
-        names = {topic: self.resolve_topic_name(topic) for topic in robot.topics()}
+            node.get_logger().warning(problem)
+        node.status.robot = robot.name
+        names = {topic: node.resolve_topic_name(topic) for topic in robot.topics()}
         observed = [stream.topic for stream in (*robot.cameras.values(), *robot.states.values())]
         latched = [robot.goal.topic] if robot.goal else []
-        self._recorder = EpisodeRecorder(
+        self.recorder = EpisodeRecorder(
             root=Path(parameters.root).expanduser(),
             task=parameters.task,
             robot=robot,
@@ -69,26 +72,42 @@ class RecorderNode(Node):
         qos = QoSProfile(depth=parameters.queue_depth, reliability=ReliabilityPolicy.BEST_EFFORT)
         for topic, type_name in robot.topics().items():
             take = partial(self._receive, names[topic])
-            self.create_subscription(CLASSES[type_name], topic, take, LATCHED_QOS if topic in latched else qos, raw=True)
+            node.create_subscription(CLASSES[type_name], topic, take, LATCHED_QOS if topic in latched else qos, raw=True)
         for service, action in {
-            "start_episode": self._recorder.start,
-            "stop_episode": self._recorder.stop,
-            "discard_episode": self._recorder.discard,
-            "undo_discard": self._recorder.undo_discard,
+            "start_episode": self._begin,
+            "stop_episode": self.recorder.stop,
+            "discard_episode": self.recorder.discard,
+            "undo_discard": self.recorder.undo_discard,
         }.items():
-            self.create_service(Trigger, f"~/{service}", partial(self._answer, action))
-        self.create_timer(FLUSH_PERIOD_S, self._tick)
+            node.create_service(Trigger, f"~/{service}", partial(self._answer, action))
+        node.create_timer(FLUSH_PERIOD_S, self._tick)
         self._told = ""
+        node.at_cleanup(self._complete)
 
-    def destroy_node(self) -> None:
+    def activate(self) -> None:
+        """Let episodes be recorded."""
+        self._active = True
+        self._node.status.set("running")
+
+    def deactivate(self) -> None:
+        """Complete the episode that is being recorded."""
+        self._active = False
+        if self.recorder.recording:
+            self._say(self.recorder.stop())
+
+    def _begin(self) -> Reply:
+        if not self._active:
+            return Reply(False, f"{self._node.get_name()} is inactive; activate it by ~/change_state")
+        return self.recorder.start()
+
+    def _complete(self) -> None:
         """Complete the episode that is being recorded: whoever closes the recorder keeps it."""
-        if self._recorder.recording:
+        if self.recorder.recording:
             # Not by the logger, which publishes too: after a signal there is nothing left to publish with.
-            print(f"{self.get_name()}: {self._recorder.stop().message}", file=sys.stderr, flush=True)
-        super().destroy_node()
+            print(f"{self._node.get_name()}: {self.recorder.stop().message}", file=sys.stderr, flush=True)
 
     def _receive(self, topic: str, data: bytes) -> None:
-        self._recorder.receive(topic, self.get_clock().now().nanoseconds, data)
+        self.recorder.receive(topic, self._node.get_clock().now().nanoseconds, data)
 
     def _answer(self, action: Callable[[], Reply], _, response: Trigger.Response) -> Trigger.Response:
         reply = action()
@@ -97,19 +116,24 @@ class RecorderNode(Node):
         return response
 
     def _tick(self) -> None:
-        self._recorder.tick()
-        if self._recorder.failure != self._told:
-            self._told = self._recorder.failure
+        self.recorder.tick()
+        if self.recorder.failure != self._told:
+            self._told = self.recorder.failure
             if self._told:
-                self.get_logger().error(self._told)
+                self._node.get_logger().error(self._told)
 
     def _say(self, reply: Reply) -> None:
         if reply.success:
-            self.get_logger().info(reply.message)
+            self._node.get_logger().info(reply.message)
         else:
-            self.get_logger().warning(reply.message)
+            self._node.get_logger().warning(reply.message)
+
+
+def make(**options: Any) -> ManagedNode:
+    """Return the node, of which `options` are rclpy's."""
+    return ManagedNode("recorder_node", "recording", Recorder, PARAMETERS, **options)
 
 
 def main(args: list[str] | None = None) -> int:
     """Record until the process is asked to end."""
-    return run(RecorderNode, args)
+    return run(make, args)

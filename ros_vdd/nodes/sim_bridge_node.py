@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 import threading
 from dataclasses import asdict
+from typing import Any
 
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
-from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -20,13 +20,16 @@ from std_srvs.srv import Trigger
 from ros_vdd import envs
 from ros_vdd.errors import EnvError, RosVddError
 from ros_vdd.nodes import process
+from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.messages import LATCHED_QOS, json_message
-from ros_vdd.nodes.parameters import Parameter, declare
+from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.sim_link import SessionEnd, SimLink
-from ros_vdd.runtime.sim_session import EpisodeResult, LockStep, RealTime, run_episode
+from ros_vdd.nodes.sim_pace import PausableLockStep, PausableRealTime
+from ros_vdd.runtime.sim_session import EpisodeResult, Pace, run_episode
 from ros_vdd.streams.spec import load_robot
 
 PARAMETERS = (
+    Parameter("autostart", True, AUTOSTART),
     Parameter("env", "pusht", "simulator: a file of ros_vdd/envs, or a dotted module name"),
     Parameter("robot", "", "robot file or name; empty for the one the simulator names"),
     Parameter("mode", "real_time", "what a step waits for", choices=("real_time", "lock_step")),
@@ -41,53 +44,65 @@ PARAMETERS = (
 GOODBYE = Duration(seconds=5)  # for readers to take a result before the process may end
 
 
-class SimBridgeNode(Node):
-    """Runs the session in a thread of its own, while the executor's thread receives commands."""
+class SimBridge:
+    """Runs the session in a thread of its own, while the executor's thread receives commands: the work of a `ManagedNode`.
 
-    def __init__(self, **options):
-        super().__init__("sim_bridge_node", **options)
-        self.session: threading.Thread | None = None
-        self.settings = declare(self, PARAMETERS)
-        self.env = envs.make(self.settings.env)
-        self.robot = load_robot(self.settings.robot or self.env.robot)
-        lock_step = self.settings.mode == "lock_step"
-        self.link = SimLink(self, self.robot, publish_clock=lock_step)
-        self.pace = self._lock_step() if lock_step else self._real_time()
+    Inactive the simulator stands still and shows nothing.
+    """
+
+    def __init__(self, node: ManagedNode, parameters: Any):
+        self._node, self.settings = node, parameters
+        self.env = envs.make(parameters.env)
+        self.robot = load_robot(parameters.robot or self.env.robot)
+        node.status.robot = self.robot.name
+        lock_step = parameters.mode == "lock_step"
+        self.link = SimLink(node, self.robot, publish_clock=lock_step)
+        self.pace = self._pace(lock_step)
         self.error: Exception | None = None
-        self._episode = self.create_publisher(String, "~/episode", LATCHED_QOS)
-        self._result = self.create_publisher(String, "~/result", _latched(self.settings.episodes))
-        reset = self.settings.reset_service
-        self._reset = self.create_client(Trigger, reset) if reset else None
-        self._finished = self.create_guard_condition(self._leave)
+        """What ended the session before its last episode."""
+        self.result: EpisodeResult | None = None
+        """Of the newest episode that is over."""
+        self._episode = node.create_publisher(String, "~/episode", LATCHED_QOS)
+        self._result = node.create_publisher(String, "~/result", _latched(parameters.episodes))
+        reset = parameters.reset_service
+        self._reset = node.create_client(Trigger, reset) if reset else None
+        self._finished = node.create_guard_condition(self._leave)
         self.session = threading.Thread(target=self._run, name="session")
-        self.session.start()
 
-    def destroy_node(self) -> None:
-        """End the session, then the node; rclpy also destroys a node whose constructor refused."""
-        if self.session is not None:
-            self.link.end()
-            self.session.join()
-        super().destroy_node()
+    def activate(self) -> None:
+        """Begin the session, or go on with it."""
+        self.link.resume()
+        if self.session.ident is None:
+            self.session.start()
+            self._node.at_cleanup(self._end)
+        self._node.status.set("running")
 
-    def _real_time(self) -> RealTime:
-        return RealTime(self.link, self.robot.dt_ns, self.settings.command_timeout_s, self.settings.quiet_s)
+    def deactivate(self) -> None:
+        """Let the simulator stand still after the step in hand."""
+        self.link.pause()
 
-    def _lock_step(self) -> LockStep:
-        return LockStep(self.link, self.robot.dt_ns, self.settings.command_timeout_s)
+    def _end(self) -> None:
+        self.link.end()
+        self.session.join()
+
+    def _pace(self, lock_step: bool) -> Pace:
+        timeout_s = self.settings.command_timeout_s
+        if lock_step:
+            return PausableLockStep(self.link, self.robot.dt_ns, timeout_s)
+        return PausableRealTime(self.link, self.robot.dt_ns, timeout_s, self.settings.quiet_s)
 
     def _run(self) -> None:
-        """Run all episodes; whatever ends them ends the process, and `error` keeps why."""
+        """Run all episodes; their end is the end of the process, and `error` keeps what ended them else."""
         try:
             observed = [self._result] if self.settings.await_result_reader else []
             self.link.await_peers(self.settings.connect_timeout_s, *observed)
             for number in range(self.settings.episodes):
                 self._run_episode(number)
         except SessionEnd:
-            pass
+            return
         except Exception as error:  # kept for main(): the main thread tells it and ends the process
             self.error = error
-        finally:
-            self._finished.trigger()
+        self._finished.trigger()
 
     def _leave(self) -> None:
         """Leave the executor's spin; in its thread, because shutting rclpy down destroys nodes."""
@@ -96,11 +111,14 @@ class SimBridgeNode(Node):
     def _run_episode(self, number: int) -> None:
         seed = self.settings.first_seed + number
         self._call_reset()
-        self._episode.publish(json_message({"episode": number, "of": self.settings.episodes, "seed": seed}))
-        result = run_episode(self.env, seed, self.pace, self.robot.dt_ns)
-        self._result.publish(json_message({"episode": number, "of": self.settings.episodes, **_plain(result)}))
+        which = {"episode": number, "of": self.settings.episodes}
+        with self.link.running():
+            self._episode.publish(json_message({**which, "seed": seed}))
+        self.result = result = run_episode(self.env, seed, self.pace, self.robot.dt_ns)
+        with self.link.running():
+            self._result.publish(json_message({**which, **_plain(result)}))
         outcome = f"score {result.score:.3f} in {len(result.actions)} steps"
-        self.get_logger().info(f"episode {number} (seed {seed}): {outcome}")
+        self._node.get_logger().info(f"episode {number} (seed {seed}): {outcome}")
         self._result.wait_for_all_acked(GOODBYE)
 
     def _call_reset(self) -> None:
@@ -126,16 +144,21 @@ def _plain(result: EpisodeResult) -> dict:
     return {**asdict(result), "steps": len(result.actions), "actions": [a.tolist() for a in result.actions]}
 
 
+def make(**options: Any) -> ManagedNode:
+    """Return the node, of which `options` are rclpy's."""
+    return ManagedNode("sim_bridge_node", "simulation", SimBridge, PARAMETERS, **options)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the node; the exit status is 1 when a session couldn't be finished."""
-    made: list[SimBridgeNode] = []
+    made: list[ManagedNode] = []
 
-    def make() -> SimBridgeNode:
-        made.append(SimBridgeNode())
+    def make_and_keep() -> ManagedNode:
+        made.append(make())
         return made[0]
 
-    status = process.run(make, args)
-    error = made[0].error if made else None
+    status = process.run(make_and_keep, args)
+    error = made[0].work.error if made and made[0].work else None
     if error is not None and not isinstance(error, RosVddError):
         raise error
     if error is not None:

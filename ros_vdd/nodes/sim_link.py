@@ -6,7 +6,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,14 +30,14 @@ MATCHING_S = 1.0  # a reader that discovery has announced may still drop what co
 
 
 class SessionEnd(Exception):
-    """The process is to end; unwinds the session's thread."""
+    """The session is to end; unwinds the session's thread."""
 
 
 class SimLink:
     """Publishes what the simulator shows and keeps the commands that come back.
 
-    The session's thread calls every method but `_receive` and `end`, which the node's executor calls; a condition
-    guards the commands between them.
+    The session's thread calls every method but `_receive`, `pause`, `resume` and `end`, which the node's executor calls; a
+    condition guards the commands between them, another one what is published.
 
     Args:
         node: owner of publishers and subscription.
@@ -51,6 +52,7 @@ class SimLink:
         self._node, self._robot = node, robot
         self._commands: deque[Command] = deque(maxlen=KEPT_COMMANDS)
         self._changed, self._ended = threading.Condition(), threading.Event()
+        self._gate, self._paused = threading.Condition(), False
         publisher = partial(node.create_publisher, qos_profile=COMMAND_QOS)
         self._cameras = {f"images.{n}": (c, publisher(Image, c.topic)) for n, c in robot.cameras.items()}
         self._states = {n: (s, publisher(JointState, s.topic)) for n, s in robot.states.items()}
@@ -69,7 +71,7 @@ class SimLink:
         """Return at a system time.
 
         Raises:
-            SessionEnd: the process is to end.
+            SessionEnd: the session is to end.
         """
         if self._ended.wait(max(time_ns - self.now_ns(), 0) / 1e9):
             raise SessionEnd
@@ -116,23 +118,28 @@ class SimLink:
             return next((c for c in reversed(self._commands) if after_ns <= c.stamp_ns < before_ns), None)
 
     def await_command(self, stamp: int, timeout_s: float) -> Command | None:
-        """Return the command with exactly this stamp, or None after the time-out.
+        """Return the command with exactly this stamp, or None after the time-out, which begins anew after a pause.
 
         Raises:
-            SessionEnd: the process is to end.
+            SessionEnd: the session is to end.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._ended.is_set() or self._with_stamp(stamp), timeout_s)
-            if self._ended.is_set():
-                raise SessionEnd
-            return self._with_stamp(stamp)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended.is_set() or self._with_stamp(stamp), timeout_s)
+                if self._ended.is_set():
+                    raise SessionEnd
+                command = self._with_stamp(stamp)
+            if command or not self._paused:
+                return command
+            with self.running():
+                pass
 
     def await_peers(self, timeout_s: float, *others: Publisher) -> None:
         """Wait until every observation and every other publisher has a reader and the command topic a writer.
 
         Raises:
             EnvError: they didn't come in time; the message names the topics that are alone.
-            SessionEnd: the process is to end.
+            SessionEnd: the session is to end.
         """
         limit_ns = self.now_ns() + round(timeout_s * 1e9)
         while alone := self._topics_alone(others):
@@ -145,11 +152,37 @@ class SimLink:
             self.sleep_until(self.now_ns() + 50_000_000)
         self.sleep_until(self.now_ns() + round(MATCHING_S * 1e9))
 
+    @contextmanager
+    def running(self) -> Iterator[int]:
+        """Wait until there is no pause, and keep one from beginning meanwhile; gives for how long was waited, [ns].
+
+        Raises:
+            SessionEnd: the session is to end.
+        """
+        with self._gate:
+            paused, began_ns = self._paused, time.monotonic_ns()
+            self._gate.wait_for(lambda: self._ended.is_set() or not self._paused)
+            if self._ended.is_set():
+                raise SessionEnd
+            yield time.monotonic_ns() - began_ns if paused else 0
+
+    def pause(self) -> None:
+        """Keep the session's thread from `running`; returns when it isn't."""
+        with self._gate:
+            self._paused = True
+
+    def resume(self) -> None:
+        """Let the session's thread go on."""
+        with self._gate:
+            self._paused = False
+            self._gate.notify_all()
+
     def end(self) -> None:
         """Let the session's thread leave whatever it waits for."""
         self._ended.set()
-        with self._changed:
-            self._changed.notify_all()
+        for condition in (self._changed, self._gate):
+            with condition:
+                condition.notify_all()
 
     def _with_stamp(self, stamp: int) -> Command | None:
         return next((c for c in reversed(self._commands) if c.stamp_ns == stamp), None)

@@ -11,8 +11,10 @@ from rclpy.node import Node
 from std_msgs.msg import String
 
 from ros_vdd.nodes.messages import LATCHED_QOS, diagnostics_message, json_message
+from ros_vdd.nodes.process import publish
+from ros_vdd.runtime.reasons import Reason
 
-State = Literal["waiting", "running", "stopped"]
+State = Literal["unconfigured", "inactive", "waiting", "running", "stopped", "finalized"]
 
 
 class Status:
@@ -21,11 +23,12 @@ class Status:
     Args:
         node: whose status it is
         task: what the node does, for the name of its diagnostics
-        robot: hardware_id of its diagnostics
     """
 
-    def __init__(self, node: Node, task: str, robot: str):
-        self._node, self._task, self._robot = node, task, robot
+    def __init__(self, node: Node, task: str):
+        self._node, self._task = node, task
+        self.robot = ""
+        """The hardware_id of the diagnostics."""
         self._said: tuple[str, str, str] | None = None
         self._problem: str | None = None
         self._status = node.create_publisher(String, "~/status", LATCHED_QOS)
@@ -35,7 +38,7 @@ class Status:
         """Say the state, unless it was said last, and return whether it was said; a detail that changes with every tick isn't.
 
         Args:
-            state: running, waiting to run, or stopped after having run
+            state: of a node that is active: running, waiting to run, or stopped after having run; else its lifecycle state
             code: reason code, empty while running
             detail: the reason as a sentence
             about: the stream the reason is about
@@ -44,9 +47,9 @@ class Status:
         if self._said == (state, code, about):
             return False
         self._said = (state, code, about)
-        self._status.publish(json_message({"state": state, "code": code, "detail": detail}))
-        if self._problem is None:
-            self._node.get_logger().info("running")
+        publish(self._node, self._status, json_message({"state": state, "code": code, "detail": detail}))
+        if code in ("", Reason.INACTIVE.value):
+            self._node.get_logger().info(f"{state}: {detail}" if detail else state)
         else:
             self._node.get_logger().warning(self._problem)
         return True
@@ -55,5 +58,5 @@ class Status:
         """Publish the state with figures beside it; a warning is told where there is no problem."""
         stamp_ns = self._node.get_clock().now().nanoseconds
         self._diagnostics.publish(
-            diagnostics_message(self._node.get_name(), self._task, self._robot, stamp_ns, self._problem or warning, values)
+            diagnostics_message(self._node.get_name(), self._task, self.robot, stamp_ns, self._problem or warning, values)
         )

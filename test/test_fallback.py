@@ -88,3 +88,13 @@ def test_what_cannot_be_loaded_is_left_out_and_told():
     assert chain.name == "onnxruntime" and told[0].engine == "tensorrt" and "isn't installed" in told[0].reason
     with pytest.raises(EngineError, match="no engine can be loaded: tensorrt"):
         fallback.load(["tensorrt"], open_engine)
+
+
+def test_closing_ends_the_thread_that_an_engine_runs_in():
+    chain, _ = made(Engine("closing", 1.0), Engine("b"), timeout_s=5.0)
+    chain.run(INPUTS)
+    (thread,) = (t for t in threading.enumerate() if t.name == "engine closing")
+    chain.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert chain.run(INPUTS)["actions"].item() == 1.0  # and begins another when asked again

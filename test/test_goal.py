@@ -208,7 +208,7 @@ def test_random_inputs_are_goals_of_the_robot():
     rng = np.random.default_rng(0)
     for goal, spread in ((WORDS, 3), (VECTOR, 20)):
         robot = with_goal(to_plain(goal))
-        bundle = SimpleNamespace(robot=robot, manifest=manifest, noise_shape=None, past_shape=None)
+        bundle = SimpleNamespace(robot=robot, manifest=manifest, noise_shape=None, past_shape=None, inpaints=False)
         bundle.input_shapes = {"goal": (3,)}
         drawn = [backends.random_inputs(bundle, rng)["goal"] for _ in range(20)]
         assert all(goal.encode(d[0]).tolist() == d[0].tolist() and d.shape == (1, 3) for d in drawn)

@@ -123,6 +123,7 @@ class PolicyWork:
         engines = fallback.load(names, partial(open_engine, bundle), parameters.engine_timeout_s, told)
         if engines.spares and open_engine is backends.load:
             engines.warm_up(backends.random_inputs(bundle, np.random.default_rng(0)))
+        self._node.at_cleanup(engines.close)
         return engines
 
     def _subscribe(self) -> None:

@@ -74,6 +74,12 @@ class Fallback:
         if not working:
             raise EngineError("no engine works: " + "; ".join(f"{f.engine} failed ({f.reason})" for f in self.failures))
 
+    def close(self) -> None:
+        """Let go of the engines; a thread that hangs in one keeps it."""
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
     def _ask(self, engine: Engine, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not self._timeout_s:
             return engine.run(inputs)
@@ -83,7 +89,7 @@ class Fallback:
 
     def _retire(self, reason: str) -> None:
         engine = self._engines.pop(0)
-        self._worker = None  # a thread that hangs in an engine is left to it
+        self.close()  # a thread that hangs in an engine ends when it comes back
         self._tell(Failure(engine.name, reason))
 
     def _tell(self, failure: Failure) -> None:
@@ -109,10 +115,17 @@ class _Worker:
             raise self._answer
         return self._answer
 
+    def stop(self) -> None:
+        """End the thread when it has nothing to do."""
+        self._inputs = None
+        self._asked.set()
+
     def _serve(self) -> None:
         while True:
             self._asked.wait()
             self._asked.clear()
+            if self._inputs is None:
+                return
             try:
                 self._answer = self._engine.run(self._inputs)
             except Exception as error:

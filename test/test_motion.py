@@ -111,3 +111,9 @@ def test_the_jerk_limit_delays_by_half_the_mean():
 def test_a_start_outside_the_limits_is_taken_at_the_limit():
     made = limiter()
     np.testing.assert_array_equal(made.at_rest(np.array([1.4, 0.0])).position, [1.0, 0.0])
+
+
+def test_a_joint_that_turns_without_end_passes_the_limits_of_one_turn():
+    made = limiter(continuous=["x"])
+    positions, velocities = followed(made, [np.array([30.0, 0.0])] * 4000)
+    assert positions[-1, 0] == pytest.approx(30.0) and np.abs(velocities[:, 0]).max() <= 1.0 + 1e-9

@@ -27,6 +27,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ros_vdd.runtime.reference import Reference
 from ros_vdd.streams.spec import ActionSpec
 
+_FAR = 1e9  # [action unit]; the way to the limit of a joint without one
 _NOTHING = 1e-9  # share of a limit that rounding leaves
 
 
@@ -58,7 +59,9 @@ class MotionLimiter:
 
     def __init__(self, action: ActionSpec, period_s: float):
         self.period_s = period_s
-        self._lower, self._upper = (np.asarray(v, dtype=np.float64) for v in (action.lower, action.upper))
+        endless = np.array([joint in action.continuous for joint in action.joints])  # their limits are those of one turn
+        self._lower = np.where(endless, -np.inf, np.asarray(action.lower, dtype=np.float64))
+        self._upper = np.where(endless, np.inf, np.asarray(action.upper, dtype=np.float64))
         self._unit = np.asarray(action.max_acceleration, dtype=np.float64) * period_s  # u
         self._fastest = np.full(len(self._unit), np.inf) if action.max_velocity is None else np.asarray(action.max_velocity)
         self._count = 1 if action.max_jerk is None else _mean_of(action.max_acceleration, action.max_jerk, period_s)
@@ -129,7 +132,7 @@ class MotionLimiter:
     def _brake(self, way: np.ndarray) -> np.ndarray:
         """Return the fastest velocity `(A,)` from which a stop fits into a way `(A,)` that is left."""
         unit, period = self._unit, self.period_s
-        way = np.maximum(way, 0.0)
+        way = np.clip(way, 0.0, _FAR)
         steps = np.maximum(np.ceil((np.sqrt(1.0 + 8.0 * way / (unit * period)) - 1.0) / 2.0 - 1e-9), 1.0)
         return (way / period + unit * steps * (steps - 1.0) / 2.0) / steps
 

@@ -108,12 +108,14 @@ def test_the_jerk_limit_delays_by_half_the_mean():
     np.testing.assert_allclose(positions[-1], targets[-1] - np.array([0.3, -0.3]) * made.lag_s, atol=1e-9)
 
 
-def test_a_start_outside_the_limits_is_taken_at_the_limit():
-    made = limiter()
-    np.testing.assert_array_equal(made.at_rest(np.array([1.4, 0.0])).position, [1.0, 0.0])
+@pytest.mark.parametrize("jerk", [{}, JERK], ids=["no jerk limit", "jerk limit"])
+def test_a_start_outside_the_limits_is_led_back_by_motions_never_by_a_jump(jerk):
+    positions, velocities = followed(limiter(**jerk), [np.array([0.9, 0.0])] * 400, start=(1.3, 0.0))
+    assert (np.abs(np.diff(velocities, axis=0)) / T <= np.array(LIMITS["max_acceleration"]) + 1e-7).all()
+    assert positions[0, 0] == 1.3 and positions[:, 0].max() <= 1.3 and positions[-1, 0] == pytest.approx(0.9)
 
 
 def test_a_joint_that_turns_without_end_passes_the_limits_of_one_turn():
-    made = limiter(continuous=["x"])
+    made = limiter(continuous=["x"], lower=[-3.2, -2.0], upper=[3.2, 2.0])
     positions, velocities = followed(made, [np.array([30.0, 0.0])] * 4000)
     assert positions[-1, 0] == pytest.approx(30.0) and np.abs(velocities[:, 0]).max() <= 1.0 + 1e-9

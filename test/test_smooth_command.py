@@ -19,11 +19,12 @@ DT, RATE = 100_000_000, 100.0
 T_NS = round(1e9 / RATE)
 LIMITS = {"max_velocity": [1.0, 2.0], "max_acceleration": [4.0, 8.0], "command_rate_hz": RATE, "interpolation": "cubic"}
 BLEND = SpliceConfig("blend", 0.2)
+ACTION = ("type", "max_jerk", "switched", "max_acceleration", "continuous", "lower", "upper")
 
 
 def commander(safe="hold", positions=None, splicing=BLEND, lookahead=1, **options):
     action = {"type": "trajectory_msgs/msg/JointTrajectory"}
-    action |= {key: options.pop(key) for key in list(options) if key in ("max_jerk", "switched", "max_acceleration")}
+    action |= {key: options.pop(key) for key in list(options) if key in ACTION}
     safe_action = SafeAction(kind=safe, positions=positions, stale_chunk_s=1.0)
     return Commander(dataclasses.replace(robot(**{**LIMITS, **action}), safe_action=safe_action), splicing=splicing, lookahead=lookahead, **options)
 
@@ -108,11 +109,65 @@ def test_a_plan_that_ends_is_left_by_deceleration_into_the_safe_action(kind, pos
         np.testing.assert_allclose(moved[-1].positions[0], positions, atol=1e-9)
 
 
-def test_stop_leaves_the_robot_to_the_rest_of_the_last_motion():
-    made = commander("stop")
+@pytest.mark.parametrize("type_name", ["trajectory_msgs/msg/JointTrajectory", "std_msgs/msg/Float64MultiArray"])
+def test_stop_decelerates_before_it_is_silent(type_name):
+    made = commander("stop", type=type_name)
+    made.receive(plan(5, 0, size=0.2))
+    for now in range(0, 10 * DT, T_NS):
+        velocity = made.command(now, np.zeros(2)).motion.velocities[0]
+    for k in range(200):
+        motion = made.command(10 * DT + k * T_NS, np.zeros(2)).motion
+        faster = np.zeros(2) if motion is None else motion.velocities[0]
+        assert (np.abs(faster - velocity) <= np.array([4.0, 8.0]) / RATE + 1e-7).all()
+        velocity = faster
+    assert motion is None
+
+
+def test_a_protective_stop_goes_nowhere_even_where_a_safe_position_is_declared():
+    made = commander("position", (-0.9, -0.9))
     made.receive(plan(5, 0))
-    assert made.command(0, np.zeros(2)).motion is not None
-    assert made.command(10 * DT, np.zeros(2)).motion is None
+    state = [made.command(now, np.zeros(2)).positions for now in range(0, 5 * DT, T_NS)][-1]
+    made.forbid(Refusal(Reason.PROTECTIVE_STOP, "pressed"))
+    moved = [made.command(5 * DT + k * T_NS, state).motion for k in range(300)]
+    assert moved[-1] is None and max(np.abs(m.positions[0] - state).max() for m in moved if m) < 0.1
+
+
+def test_a_continuous_joint_takes_the_short_way_to_its_safe_position():
+    turning = {"continuous": ["x"], "lower": [-3.2, -2.0], "upper": [3.2, 2.0]}
+    made = commander("position", (0.0, 0.0), **turning)
+    made.receive(ActionChunk(0, DT, ("x", "y"), np.zeros((16, 2))))
+    made.command(0, np.array([6.2, 0.0]))
+    made.forbid(Refusal(Reason.DISABLED, "off"))
+    found = [made.command(k * T_NS, None).positions for k in range(1, 300)]
+    arrived = [f for f in found if f is not None]
+    assert arrived[-1][0] == pytest.approx(2 * np.pi) and min(f[0] for f in arrived) > 6.1
+
+
+def test_a_newer_chunk_that_ends_earlier_is_left_by_deceleration():
+    made, start = commander(lookahead=10, max_jerk=(100.0, 200.0)), np.array([0.9, 0.9])
+    made.receive(ActionChunk(0, DT, ("x", "y"), np.tile(start, (20, 1))))
+    made.command(0, start)
+    made.receive(ActionChunk(DT, DT, ("x", "y"), np.tile(start, (1, 1))))
+    for now in range(T_NS, 4 * DT, T_NS):
+        motion = made.command(now, start).motion
+        assert motion is None or np.abs(motion.positions - start).max() < 1e-9
+
+
+def test_a_mean_over_chunks_with_a_jerk_limit_outlives_the_ends_of_its_chunks():
+    made, state = commander(splicing=SpliceConfig("ensemble"), max_jerk=(40.0, 80.0)), np.zeros(2)
+    for now in range(0, 30 * DT, T_NS):
+        if now % (5 * DT // 2) == 0:
+            made.receive(ActionChunk(now, DT, ("x", "y"), plan(now, 0, state).actions[:8]))
+        state = made.command(now, state).positions
+        assert np.isfinite(state).all()
+
+
+def test_in_lock_step_a_clock_that_goes_back_voids_the_plans_that_are_waited_with():
+    made = commander(max_acceleration=None)
+    made.receive(plan(0, 100 * DT))
+    assert made.command(100 * DT, np.zeros(2)).refusal is None
+    assert made.awaits_chunk(0)
+    assert made.receive(plan(1, 0)) is None and not made.awaits_chunk(0)
 
 
 def test_nothing_moves_without_a_measured_start():

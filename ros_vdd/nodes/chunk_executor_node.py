@@ -254,6 +254,11 @@ def _check_trigger(trigger: str, replan_steps: int, robot: RobotSpec) -> None:
             "chunk_executor_node: trigger is 'joint_states' and 'replan_steps' is 0; give the policy's n_action_steps, "
             "so that the command of a stamp comes from the chunk that is due then and never from the one before"
         )
+    if robot.action.max_acceleration is not None:
+        raise ConfigError(
+            f"chunk_executor_node: trigger is 'joint_states' and robot '{robot.name}' has 'max_acceleration', which is kept at the pace of "
+            "the timer only; take trigger 'timer', or leave max_acceleration out for lock-step"
+        )
     if not robot.states:
         raise ConfigError(f"chunk_executor_node: robot '{robot.name}' has no joint states to trigger; use 'timer'")
 

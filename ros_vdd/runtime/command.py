@@ -17,7 +17,7 @@ from ros_vdd.runtime.chunking import ActionChunk, ChunkBuffer
 from ros_vdd.runtime.drive import Motion, SmoothDrive, SteppingDrive
 from ros_vdd.runtime.limits import MARGIN, SafetyGate
 from ros_vdd.runtime.reasons import Reason, Refusal
-from ros_vdd.runtime.splicing import SpliceConfig, Splicer
+from ros_vdd.runtime.splicing import TURN, SpliceConfig, Splicer
 from ros_vdd.streams.spec import RobotSpec
 
 FIRST_JUMP = 0.5
@@ -106,6 +106,8 @@ class Commander:
         """Forget every plan, for example at the start of an episode."""
         self._buffer.clear()
         self._refused = None
+        if not self._drive.moving:
+            self._now_ns = None  # the clock may begin anew
 
     def forbid(self, refusal: Refusal | None) -> None:
         """Bring the robot to its safe action and keep it there, whatever chunks arrive, until None is given; plans are forgotten."""
@@ -113,7 +115,13 @@ class Commander:
         self.forget()
 
     def awaits_chunk(self, now_ns: int) -> bool:
-        """Whether no chunk covers `now_ns` though none was refused; in lock-step one then waits instead of stopping."""
+        """Whether no chunk covers `now_ns` though none was refused; in lock-step one then waits instead of stopping.
+
+        A clock that ran backwards voids every plan, also one that is waited with.
+        """
+        if self._now_ns is not None and now_ns < self._now_ns:
+            self._buffer.clear()
+            self._now_ns = now_ns
         return not (self._forbidden or self._refused) and isinstance(self._buffer.reaching(now_ns), Refusal)
 
     def command(self, now_ns: int, measured: np.ndarray | None) -> Command:
@@ -172,11 +180,13 @@ class Commander:
         """Return the safe action while the robot moves, else nothing."""
         if not self._drive.moving:
             return Command(None, refusal)
-        if self._safe.kind == "stop":
+        if self._safe.kind == "stop" and not self._smooth:
             self._drive.leave()
             return Command(None, refusal)
-        if self._safe.kind == "position":
-            return Command(self._drive.approach(np.asarray(self._safe.positions, dtype=np.float64), elapsed_ns), refusal)
+        if self._safe.kind == "position" and refusal.code is not Reason.PROTECTIVE_STOP:
+            target = np.asarray(self._safe.positions, dtype=np.float64)
+            turns = np.rint((self._drive.position - target) / TURN) * TURN
+            return Command(self._drive.approach(np.where(self._endless, target + turns, target), elapsed_ns), refusal)
         motion = self._drive.hold(measured)
         if motion is None and measured is None and not self._smooth:  # an old or invented position would be a motion
             refusal = Refusal(refusal.code, f"{refusal.detail}; no fresh measured position to hold")

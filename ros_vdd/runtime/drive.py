@@ -36,6 +36,8 @@ class Drive(Protocol):
 
     moving: bool
     """Whether the last command was a motion, or the start of one."""
+    position: np.ndarray | None
+    """(A,) [action unit] commanded last, or where it is to start; None while the robot is left alone."""
 
     def start(self, measured: np.ndarray | None) -> bool:
         """Begin to move from where the robot is, `(A,)`; return whether that can be done without knowing it where it is None."""
@@ -69,6 +71,10 @@ class SteppingDrive:
     @property
     def moving(self) -> bool:
         return self._previous is not None
+
+    @property
+    def position(self) -> np.ndarray | None:
+        return self._previous
 
     def start(self, measured: np.ndarray | None) -> bool:
         self._started = measured is not None
@@ -124,15 +130,20 @@ class SmoothDrive:
     def moving(self) -> bool:
         return self._state is not None
 
+    @property
+    def position(self) -> np.ndarray | None:
+        return None if self._state is None else self._state.position
+
     def start(self, measured: np.ndarray | None) -> bool:
         self._state = None if measured is None else self._limiter.at_rest(measured)
         return measured is not None
 
     def follow(self, splicer: Splicer, chunks: list, now_ns: int, elapsed_ns: int) -> Motion:
         begun_ns = now_ns + self._lag_ns  # what is commanded now was asked for so long ago
-        end_ns = max(chunk.end_ns for chunk in chunks)
-        if begun_ns < end_ns:
-            splicer.join(chunks, begun_ns, self._limiter.reference(self._state))
+        used = [chunk for chunk in splicer.used(chunks) if begun_ns < chunk.end_ns]
+        end_ns = max((chunk.end_ns for chunk in used), default=begun_ns)
+        if used:
+            splicer.join(used, begun_ns, self._limiter.reference(self._state))
         state, states = self._state, []
         for k in range(1, self._lookahead + 1):
             then_ns = begun_ns + k * self._period_ns

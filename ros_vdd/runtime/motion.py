@@ -72,8 +72,8 @@ class MotionLimiter:
         return (self._count - 1) * self.period_s / 2
 
     def at_rest(self, position: np.ndarray) -> MotionState:
-        """Return the state of joints that stand still at a position `(A,)`."""
-        position = np.clip(np.asarray(position, dtype=np.float64), self._lower, self._upper)
+        """Return the state of joints that stand still at a position `(A,)`; one outside the limits is led back by motions."""
+        position = np.array(position, dtype=np.float64)
         still = np.zeros_like(position)
         return MotionState(position, still, still, np.tile(position, (self._count, 1)))
 
@@ -107,7 +107,9 @@ class MotionLimiter:
         down = self._unit * np.arange(1, steps + 1)[:, None]
         paces = np.sign(state.pace) * np.maximum(np.abs(state.pace) - down, 0.0)
         paces[np.abs(paces) < _NOTHING * self._unit] = 0.0
-        inner = np.clip(state.recent[-1] + self.period_s * paces.cumsum(axis=0), self._lower, self._upper)
+        before = state.recent[-1]
+        lower, upper = np.minimum(self._lower, before), np.maximum(self._upper, before)
+        inner = np.clip(before + self.period_s * paces.cumsum(axis=0), lower, upper)
         rest = inner[-1] if steps else state.recent[-1]
         inner = np.concatenate([state.recent, inner, np.tile(rest, (self._count - 1, 1))])
         positions = inner[1:] if self._count == 1 else sliding_window_view(inner[1:], self._count, axis=0).mean(axis=-1)
@@ -123,7 +125,7 @@ class MotionLimiter:
         pace = np.clip(pace, np.minimum(floor, fastest), np.maximum(ceiling, slowest))
         pace = np.where(np.abs(pace) < _NOTHING * self._unit, 0.0, pace)  # what rounding leaves of a stop
         reached = before + pace * self.period_s
-        inner = np.clip(reached, self._lower, self._upper)
+        inner = np.clip(reached, np.minimum(self._lower, before), np.maximum(self._upper, before))
         pace = np.where(inner == reached, pace, (inner - before) / self.period_s)
         recent = np.concatenate([state.recent[1:], inner[None]])
         position = inner if self._count == 1 else recent[-1] if (recent == inner).all() else recent.mean(axis=0)

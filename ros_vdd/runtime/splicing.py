@@ -94,6 +94,10 @@ class Splicer:
         actions = np.where(self._endless, np.unwrap(chunk.actions, axis=0), chunk.actions)
         return ActionChunk(chunk.stamp_ns, chunk.dt_ns, chunk.joints, actions)
 
+    def used(self, chunks: Sequence[ActionChunk]) -> tuple[ActionChunk, ...]:
+        """Return those of some chunks, oldest first, that count: all for a mean, else the newest."""
+        return tuple(chunks) if self.config.method == "ensemble" else tuple(chunks[-1:])
+
     def join(self, chunks: Sequence[ActionChunk], now_ns: int, current: Reference) -> None:
         """Take the chunks to follow from now on; if they are others than before, begin a seam.
 
@@ -101,7 +105,7 @@ class Splicer:
             chunks: those that reach `now_ns`, oldest first, at least one.
             current: what is commanded at `now_ns`.
         """
-        used = tuple(chunks) if self.config.method == "ensemble" else tuple(chunks[-1:])
+        used = self.used(chunks)
         if self._seam is None or [c.stamp_ns for c in used] != [c.stamp_ns for c in self._seam.chunks]:
             self._seam = self._seam_at(used, now_ns, current)
             self.seams += 1
@@ -135,6 +139,8 @@ class Splicer:
         """Return what the chunks that reach an instant want, of several the mean."""
         reach = [k for k, chunk in enumerate(chunks) if then_ns < chunk.end_ns]
         each = [self._interpolate(chunks[k], then_ns) for k in reach]
+        if not each:
+            raise ValueError("no chunk reaches the instant that is asked for")
         if len(each) == 1:
             return Reference(each[0].position + turns[reach[0]], each[0].velocity)
         weights = np.exp(-self.config.ensemble_decay * np.arange(len(each)))

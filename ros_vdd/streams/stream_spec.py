@@ -143,7 +143,7 @@ class ActionSpec:
     """What the robot is commanded: positions of joints, in this order, inside these limits.
 
     Attributes:
-        lower, upper: [unit] limits per joint; nothing is commanded outside of them.
+        lower, upper: [unit] limits per joint; nothing is commanded outside of them. Of a continuous joint those of one turn.
         max_velocity: [unit/s] limit per joint, or None where the device limits itself.
         max_acceleration: [unit/s^2] likewise. With it commands are continuous in velocity, and every stop is a deceleration.
         max_jerk: [unit/s^3] likewise; needs `max_acceleration`.
@@ -190,6 +190,11 @@ class ActionSpec:
             check_unique(key, names)
         if self.continuous and self.unit != "rad":
             raise ConfigError(f"'continuous' joints need 'unit' rad; it is {self.unit!r}")
+        for joint, low, high in zip(self.joints, self.lower, self.upper):
+            if joint in self.continuous and high - low < 2 * math.pi - 0.01:
+                raise ConfigError(
+                    f"'continuous' names {joint!r}, whose limits {low} to {high} leave less than a turn; one that mustn't go round isn't continuous"
+                )
         check_positive("command_rate_hz", [self.command_rate_hz])
 
     @property

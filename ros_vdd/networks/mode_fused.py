@@ -51,6 +51,9 @@ def fuse(
     return FusedMode(network, plan(network, sigmas, sigma_data), clip, solver, lean).eval()
 
 
+Known = tuple[Tensor, Tensor]  # a normalised chunk, and 1 where it is certain
+
+
 class FusedMode(nn.Module):
     """A sampler for inference. Buffers are constants of the schedule; parameters are those of the network."""
 
@@ -69,15 +72,16 @@ class FusedMode(nn.Module):
         self.register_buffer("prefix_mask", _causal(before, before, self.leave)[1:])
         self.register_buffer("mask", _causal(own, before + own, self.leave))
 
-    def forward(self, noise: Tensor, condition: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, noise: Tensor, condition: Tensor, known: Known | None = None) -> Tensor:
         """Denoise unit noise `(B, H * A)` under a condition `(B, G + T * F)` to a normalised chunk `(B, H * A)`.
 
         `known`: a chunk and a mask `(B, H * A)`, 1 where the chunk is certain.
         """
         caches = self.prefix(condition)
-        self._known = None if known is None else [part.reshape(-1, self.sizes.action) for part in known]
+        if known is not None:
+            known = tuple(part.reshape(-1, self.sizes.action) for part in known)
         x = noise.reshape(-1, self.sizes.action) * self.levels[0].sigma
-        x = self._euler(x, caches) if self.solver == "euler" else self._heun(x, caches)
+        x = self._euler(x, caches, known) if self.solver == "euler" else self._heun(x, caches, known)
         return x.reshape(noise.shape)
 
     def prefix(self, condition: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
@@ -100,29 +104,29 @@ class FusedMode(nn.Module):
             tokens = layer(i, tokens, keys, values, self.mask)
         return nn.functional.linear(_unit(tokens), self.leave, network.leave.bias).to(x.dtype)
 
-    def _euler(self, x: Tensor, caches: list) -> Tensor:
+    def _euler(self, x: Tensor, caches: list, known: Known | None) -> Tensor:
         for i, level in enumerate(self.levels):
-            if self.clip or self._known is not None:
-                estimate = self._clean(i, x, caches)
+            if self.clip or known is not None:
+                estimate = self._clean(i, x, caches, known)
                 x = level.ratio * x + (1 - level.ratio) * estimate if level.following else estimate
             else:
                 x = level.keep * x + level.gain * self.predict(i, x, caches[i])
         return x
 
-    def _heun(self, x: Tensor, caches: list) -> Tensor:
+    def _heun(self, x: Tensor, caches: list, known: Known | None) -> Tensor:
         for i, level in enumerate(self.levels):
             step = level.following - level.sigma
-            slope = (x - self._clean(i, x, caches)) / level.sigma
+            slope = (x - self._clean(i, x, caches, known)) / level.sigma
             ahead = x + step * slope
             if not level.following:
                 return ahead
-            x = x + step / 2 * (slope + (ahead - self._clean(i + 1, ahead, caches)) / level.following)
+            x = x + step / 2 * (slope + (ahead - self._clean(i + 1, ahead, caches, known)) / level.following)
         return x
 
-    def _clean(self, i: int, x: Tensor, caches: list) -> Tensor:
+    def _clean(self, i: int, x: Tensor, caches: list, known: Known | None) -> Tensor:
         estimate = self.levels[i].c_skip * x + self.levels[i].c_out * self.predict(i, x, caches[i])
-        if self._known is not None:
-            chunk, mask = self._known
+        if known is not None:
+            chunk, mask = known
             estimate = torch.where(mask > 0, chunk, estimate)
         return estimate.clamp(-1, 1) if self.clip else estimate
 

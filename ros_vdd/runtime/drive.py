@@ -40,7 +40,7 @@ class Drive(Protocol):
     """(A,) [action unit] commanded last, or where it is to start; None while the robot is left alone."""
 
     def start(self, measured: np.ndarray | None) -> bool:
-        """Begin to move from where the robot is, `(A,)`; return whether that can be done without knowing it where it is None."""
+        """Begin to move from where the robot is, `(A,)`; return whether it can: None may be no place to start from."""
 
     def follow(self, splicer: Splicer, chunks: list, now_ns: int, elapsed_ns: int) -> Motion:
         """Follow chunks that reach `now_ns`; `elapsed_ns` since the command before."""
@@ -66,7 +66,6 @@ class SteppingDrive:
         self._gate = gate
         self._previous: np.ndarray | None = None
         self._velocity: np.ndarray | None = None
-        self._started = False
 
     @property
     def moving(self) -> bool:
@@ -77,10 +76,9 @@ class SteppingDrive:
         return self._previous
 
     def start(self, measured: np.ndarray | None) -> bool:
-        self._started = measured is not None
         self._previous = None if measured is None else np.asarray(measured, dtype=np.float64)
         self._velocity = None
-        return self._started or not self._gate.limits_velocity
+        return self.moving or not self._gate.limits_velocity
 
     def follow(self, splicer: Splicer, chunks: list, now_ns: int, elapsed_ns: int) -> Motion:
         if self._previous is None:  # nowhere to come from: as it is
@@ -99,10 +97,9 @@ class SteppingDrive:
         return None if measured is None else Motion(np.asarray(measured, dtype=np.float64)[None])
 
     def approach(self, target: np.ndarray, elapsed_ns: int) -> Motion | None:
-        previous = self._previous
-        if previous is None:
+        if self._previous is None:
             return None
-        step = self._gate.limit_step(target, previous, elapsed_ns)
+        step = self._gate.limit_step(target, self._previous, elapsed_ns)
         self._previous = None if np.array_equal(step, target) else step
         return Motion(step[None])
 

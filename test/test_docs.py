@@ -12,13 +12,13 @@ import pytest
 
 from ros_vdd import cli
 from ros_vdd.runtime.reasons import Reason
-from ros_vdd.streams.spec import ActionSource, ActionSpec, CameraSpec, GoalSpec, JointStateSpec, RobotSpec, SafeAction
+from ros_vdd.streams.spec import ActionSource, ActionSpec, CameraSpec, GoalSpec, JointStateSpec, QualitySpec, RobotSpec, SafeAction
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXT = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 NODES = sorted((ROOT / "ros_vdd" / "nodes").glob("*_node.py"))
-SPECS = (RobotSpec, CameraSpec, JointStateSpec, ActionSpec, ActionSource, SafeAction, GoalSpec)
+SPECS = (RobotSpec, CameraSpec, JointStateSpec, ActionSpec, ActionSource, SafeAction, GoalSpec, QualitySpec)
 
 
 def parameters(node: Path) -> dict[str, object]:

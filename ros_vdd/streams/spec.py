@@ -14,6 +14,7 @@ from ros_vdd import config, resources
 from ros_vdd.errors import ConfigError, suggest
 from ros_vdd.streams.checks import check_name, check_per_joint, check_positive
 from ros_vdd.streams.goal import GoalSpec
+from ros_vdd.streams.quality import QualitySpec
 from ros_vdd.streams.stream_spec import ActionSource, ActionSpec, CameraSpec, JointStateSpec, SafeAction
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "CameraSpec",
     "GoalSpec",
     "JointStateSpec",
+    "QualitySpec",
     "RobotSpec",
     "SafeAction",
     "load_robot",
@@ -38,6 +40,7 @@ class RobotSpec:
         cameras: by name; an image is "images.NAME".
         states: by name; their arrays one after the other, in this order, are "state".
         goal: what the policy can be told to do, "goal"; or None.
+        quality: when a recorded take is accepted, warned of or rejected.
     """
 
     name: str
@@ -47,6 +50,7 @@ class RobotSpec:
     action: ActionSpec
     safe_action: SafeAction
     goal: GoalSpec | None = None
+    quality: QualitySpec = QualitySpec()
 
     def __post_init__(self) -> None:
         check_name("name", self.name)

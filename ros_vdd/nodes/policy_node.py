@@ -33,7 +33,7 @@ from ros_vdd.runtime.intake import CameraIntake
 from ros_vdd.runtime.monitor import JUDGEMENT, PATIENCE, PlanMonitor, open_monitor
 from ros_vdd.runtime.observer import Observer
 from ros_vdd.runtime.planning import Plan, Planner
-from ros_vdd.runtime.statistics import Window
+from ros_vdd.runtime.statistics import Rate, Window
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
 PARAMETERS = (
@@ -43,7 +43,7 @@ PARAMETERS = (
     Parameter("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
     Parameter("fallback", "", "engines that take over in this order when the one before fails, with commas between them"),
-    Parameter("engine_timeout_s", 1.0, "how long an engine that has a fallback may take for a chunk; 0 for ever [s]", 0.0, 600.0),
+    Parameter("engine_timeout_s", 1.0, "how long an engine may take for a chunk before its fallback answers, or it is told; 0 for ever [s]", 0.0, 600.0),
     Parameter("choice", "argmax", "which expert acts; sticky, gumbel, coherent and committed commit", choices=RULES),
     Parameter("temperature", 1.0, "of sample, gumbel and coherent: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
     Parameter("sticky_margin", 1.0, "of choice sticky: by how much another expert must lead [nats]", 0.0, 100.0),
@@ -90,8 +90,16 @@ class PolicyWork:
         if goal is not None:
             observer.goal.set(goal)
         self._planner = Planner(
-            self._robot, observer, runner, parameters.seed, replan_steps, self._publish, parameters.settle_s
+            self._robot,
+            observer,
+            runner,
+            parameters.seed,
+            replan_steps,
+            self._publish,
+            parameters.settle_s,
+            answer_s=parameters.engine_timeout_s,
         )
+        self._rates = {intake.name: Rate() for intake in observer.intakes}
         node.at_cleanup(self._planner.stop)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulation that stands still is told about, too
         self._settle_timer = node.create_timer(max(parameters.settle_s, 0.001), self._poll, clock=steady)
@@ -177,6 +185,7 @@ class PolicyWork:
             "log_gate": None if log_gate is None else log_gate.tolist(),
             "latency_ms": latency_ms,
             "compute_ms": compute_ms,
+            "inference_ms": plan.prediction.latency_ns / 1e6,
             **self._figures,
         }
         publish(self._node, self._prediction_publisher, json_message(content))
@@ -229,6 +238,7 @@ class PolicyWork:
             values[f"{intake.name}.received"] = intake.received
             values[f"{intake.name}.refused"] = intake.refused
             values[f"{intake.name}.age_s"] = intake.age_s(now_ns)
+            values[f"{intake.name}.rate_hz"] = self._rates[intake.name].of(intake.received, time.monotonic())
             if isinstance(intake, CameraIntake):
                 values[f"{intake.name}.unchanged_s"], values[f"{intake.name}.frozen"] = intake.unchanged_s, intake.frozen
         values["clock_jumps"] = self._planner.observer.clock_jumps

@@ -26,12 +26,13 @@ from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, JOINT_STATE_QOS, comman
 from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import publish, run
 from ros_vdd.runtime.chunking import read_chunk
-from ros_vdd.runtime.command import FIRST_JUMP, Commander
+from ros_vdd.runtime.command import FIRST_JUMP
+from ros_vdd.runtime.execution import ExecutionConfig
 from ros_vdd.runtime.limits import MARGIN
 from ros_vdd.runtime.measurement import MeasuredPosition
 from ros_vdd.runtime.pacing import Pacer
 from ros_vdd.runtime.reasons import Reason, Refusal
-from ros_vdd.runtime.splicing import METHODS, SpliceConfig
+from ros_vdd.runtime.splicing import METHODS
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
 PARAMETERS = (
@@ -67,7 +68,9 @@ class ChunkExecutor:
         self._lock_step = parameters.trigger == "joint_states"
         _check_trigger(parameters.trigger, parameters.replan_steps, self._robot)
         self._measured = MeasuredPosition(self._robot)
-        self._commander = _commander(self._robot, parameters, self._measured.complete)
+        named = [field.name for field in dataclasses.fields(ExecutionConfig)]
+        execution = ExecutionConfig(**{name: getattr(parameters, name) for name in named})
+        self._commander = execution.commander(self._robot, self._measured.complete)
         self._lock = threading.Lock()  # around commander and measurement
         self._asked_ns: int | None = None  # newest joint-state stamp; its command may have to wait for a chunk
         self._answered_ns: int | None = None  # newest joint-state stamp that got its command
@@ -221,20 +224,6 @@ class ChunkExecutor:
             values |= {"slots": pacer.slots, "slots_missed": pacer.missed, "realtime": pacer.realtime or "yes"}
             values |= {f"late_us.p{p}": pacer.late_us.percentile(p) for p in (50, 99)}
         self._status.diagnose(values)
-
-
-def _commander(robot: RobotSpec, parameters: Any, measured: bool) -> Commander:
-    smooth = robot.action.max_acceleration is not None
-    method = ("blend" if smooth else "replace") if parameters.splicing == "auto" else parameters.splicing
-    return Commander(
-        robot,
-        parameters.replan_steps or None,
-        parameters.clamp_margin,
-        SpliceConfig(method, parameters.splice_s, parameters.ensemble_decay),
-        max(1, round(parameters.lookahead_s * robot.action.command_rate_hz)),
-        parameters.first_jump,
-        measured and parameters.watch,
-    )
 
 
 def _robot(name: str, command_rate_hz: float) -> RobotSpec:

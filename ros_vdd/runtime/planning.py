@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -52,6 +53,8 @@ class Planner:
             which no training window ever shows.
         publish: takes each plan, in the order of their stamps
         mailbox: the inference thread
+        answer_s: an answer that takes longer is told by `problem`, [s]; 0 waits for ever
+        clock: a clock that nobody sets, [s]
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class Planner:
         publish: Callable[[Plan], None],
         settle_s: float = 0.0,
         mailbox: type[InferenceThread] = InferenceThread,
+        answer_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._robot, self._runner, self._seed, self._publish = robot, runner, seed, publish
         self._replan_ns = round((replan_steps - 0.25) * robot.dt_ns)  # stamps of cameras jitter
@@ -71,6 +76,8 @@ class Planner:
         self._waiting_since_s: float | None = None  # when a plan became due for which streams hadn't settled
         self._not_ready: NotReady | None = None
         self._failure: Refusal | None = None  # why the newest prediction became no plan
+        self._answer_s, self._clock = answer_s, clock
+        self._begun_s: float | None = None  # when the prediction in hand was begun; written by the inference thread
         self._predicted_ns: int | None = None  # tick of the newest prediction; used by the inference thread only
         self._asked_ns: int | None = None  # tick of the newest observation handed over
         self._epoch, self._epoch_lock, self._reseed = 0, threading.Lock(), threading.Event()
@@ -82,6 +89,11 @@ class Planner:
     def replaced(self) -> int:
         """How many observations gave way to a newer one before they were begun."""
         return self._mailbox.replaced
+
+    @property
+    def failure(self) -> Refusal | None:
+        """Why the newest prediction became no plan, or None where it became one."""
+        return self._failure
 
     def push_image(self, camera: str, message: Any, receive_ns: int, received_s: float) -> None:
         """Take an image, and plan if it is time; `received_s`, on a clock that nobody sets, is handed on to the plan."""
@@ -124,7 +136,7 @@ class Planner:
     def problem(self, now_ns: int) -> NotReady | None:
         """Return why no plan can be made now, or why the newest one was refused; None while all is well."""
         missing = self.observer.silence(now_ns) or self._not_ready
-        failure = self._failure
+        failure = self._hang() or self._failure
         return missing or (failure and NotReady(failure.code, "policy", failure.detail))
 
     def stop(self) -> None:
@@ -132,6 +144,12 @@ class Planner:
         with self._epoch_lock:
             self._epoch += 1
         self._mailbox.stop()
+
+    def _hang(self) -> Refusal | None:
+        begun_s = self._begun_s
+        if not self._answer_s or begun_s is None or self._clock() - begun_s <= self._answer_s:
+            return None
+        return Refusal(Reason.INFERENCE_HANGS, f"no answer within {self._answer_s:g} s; nothing can be planned before it comes")
 
     def _ask(self, received_s: float) -> None:
         tick_ns = self.observer.tick_ns
@@ -165,7 +183,11 @@ class Planner:
             self._predicted_ns = None
         before = self._predicted_ns
         elapsed = None if before is None else round((job.stamp_ns - before) / self._robot.dt_ns)
-        prediction = self._runner.act(job.arrays, elapsed)
+        self._begun_s = self._clock()
+        try:
+            prediction = self._runner.act(job.arrays, elapsed)
+        finally:
+            self._begun_s = None
         self._predicted_ns = job.stamp_ns
         return prediction
 

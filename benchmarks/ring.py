@@ -7,7 +7,7 @@
     train("progressive", options={"states": {"forward": 0.0, "student": 1.0}}, loop={"steps": 500})
     reference(16)                                                     # the exact teacher itself
 
-    $ python benchmarks/ring.py consistency --seed 1 --steps 1 2 options.target_decay=0.9 loop.steps=500
+    $ python benchmarks/ring.py consistency options.target_decay=0.9 loop.steps=500 --seed 1 --steps 1 2
 
 Distances are in the toy's own unit. Sliced Wasserstein: 1,000 directions, 10,000 points, the mean of three draws; its floor, data
 against data, is 0.047 on the ring. Set OMP_NUM_THREADS=1: networks this small are slower on several cores.

@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 NAME = "ros_vdd"
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / NAME / "__init__.py").read_text(encoding="utf-8")).group(1)
 
-DATA = ["mcap>=1.5", "rosbags>=0.11.9", "zstandard>=0.22", "zarr>=2.16", "numcodecs>=0.12"]
+DATA = ["mcap>=1.5", "rosbags>=0.11.9", "zstandard>=0.22", "zarr>=2.16", "numcodecs>=0.12", "pyarrow>=15", "av>=12"]
 EXTRAS = {
     # ROS 2 as wheels (Linux x86-64). Beside a ROS installation this extra isn't needed.
     "ros": [

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ros_vdd.errors import ConfigError, DataError, suggest
-from ros_vdd.streams.spec import GoalSpec, RobotSpec
+from ros_vdd.data.goals import encode_goals
+from ros_vdd.errors import DataError, suggest
+from ros_vdd.streams.spec import RobotSpec
 
 _SELECTION = re.compile(r"(\w+)(?:\[(\d+):(\d+)\])?")
 
@@ -48,7 +49,7 @@ def episodes_from_replay_buffer(
         frames = slice(start, end)
         episode = {ours: _convert(ours, _read(arrays, a, frames, path), columns) for ours, (a, columns) in selections.items()}
         if robot.goal:
-            episode["goal"] = _goals(episode["goal"], robot.goal)
+            episode["goal"] = encode_goals(episode["goal"], robot.goal)
         whole = {a for a, columns in selections.values() if columns is None}
         for name in sorted(arrays.keys() - whole):
             values = _read(arrays, name, frames, path)
@@ -122,23 +123,6 @@ def _selection(ours: str, shape: tuple, robot: RobotSpec, mapping: Mapping[str, 
             + (f"choose columns with --map {ours}={match[1]}[0:{shape[0]}]" if len(shape) == 1 else "change the robot file")
         )
     return match[1], columns
-
-
-def _goals(values: np.ndarray, goal: GoalSpec) -> np.ndarray:
-    """Return goals `(N, G)`; task numbers `(N,)` or `(N, 1)` become one-hots.
-
-    Raises:
-        DataError: there is no task of a number.
-    """
-    if values.ndim == 2 and (values.shape[1] > 1 or not goal.tasks):
-        return values
-    numbers = values.reshape(-1)
-    if broken := [n for n in numbers if not float(n).is_integer()]:
-        raise DataError(f"'goal' holds {broken[0]}; expected task numbers, 0 to {goal.length - 1}")
-    try:
-        return np.stack([goal.encode(int(n)) for n in numbers])
-    except ConfigError as error:
-        raise DataError(f"'goal' holds task numbers: {error}") from error
 
 
 def _read(arrays: Mapping, name: str, frames: slice, path: Path) -> np.ndarray:

@@ -8,6 +8,7 @@ from ros_vdd.runtime.inference import Prediction
 from ros_vdd.runtime.observer import Observer
 from ros_vdd.runtime.planning import Planner
 from ros_vdd.runtime.reasons import Reason
+from ros_vdd.runtime.statistics import Rate
 
 REPLAN = 4
 
@@ -284,3 +285,39 @@ def test_the_goal_stays_after_a_reset():
     robot.planner.push_goal(goal("pull"), 0.0)
     robot.planner.reset()
     assert robot.observe(T0)
+
+
+def test_an_engine_that_does_not_answer_is_told_while_it_lasts_and_not_before():
+    robot, now = Robot(), [100.0]
+    told = []
+
+    class Slow(Runner):
+        def act(self, arrays, elapsed=None):
+            for now[0] in (100.0, 101.0, 101.1):
+                told.append(planner.problem(T0))
+            return super().act(arrays, elapsed)
+
+    spec, plans = robot.planner._robot, []
+    planner = Planner(spec, Observer(spec, 2), Slow(), 0, REPLAN, plans.append, 0.0, Mailbox, answer_s=1.0, clock=lambda: now[0])
+    planner.push_joint_state("arm", joints(T0), T0, 0.0)
+    planner.push_image("top", image(T0), T0, 0.0)
+    planner._mailbox.run()
+    assert told[:2] == [None, None] and told[2].code is Reason.INFERENCE_HANGS and "no answer within 1 s" in told[2].detail
+    assert planner.problem(T0) is None and len(plans) == 1
+
+
+def test_an_engine_that_raises_after_a_hang_is_told_as_failed_and_hangs_no_more():
+    robot, now = Robot(), [0.0]
+    planner = Planner(robot.planner._robot, Observer(robot.planner._robot, 2), robot.runner, 0, REPLAN, print, 0.0, Mailbox, 1.0, lambda: now[0])
+    robot.runner.error = RuntimeError("device lost")
+    planner.push_joint_state("arm", joints(T0), T0, 0.0)
+    planner.push_image("top", image(T0), T0, 0.0)
+    planner._mailbox.run()
+    now[0] = 60.0
+    assert planner.problem(T0).code is Reason.INFERENCE_FAILED
+
+
+def test_a_rate_is_that_since_the_question_before():
+    rate = Rate()
+    assert rate.of(10, 5.0) is None
+    assert rate.of(40, 6.0) == 30.0 and rate.of(40, 8.0) == 0.0 and rate.of(50, 8.0) is None

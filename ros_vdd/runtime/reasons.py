@@ -20,6 +20,7 @@ class Reason(str, Enum):
     UNEQUAL_STAMPS = "unequal_stamps"  # equal stamps are asked for, and a stream has none at the tick
     NO_GOAL = "no_goal"  # the policy is told what to do by a topic, and nothing has come there yet
     INFERENCE_FAILED = "inference_failed"  # the engine raised; nothing was published for that observation
+    INFERENCE_HANGS = "inference_hangs"  # the engine hasn't answered for longer than it may take
     NO_CHUNK = "no_chunk"  # no valid chunk has arrived yet
     CHUNK_EXPIRED = "chunk_expired"  # the newest chunk has no action left for now, or is too old to be used
     CHUNK_AHEAD = "chunk_ahead"  # the newest chunk begins in the future

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Percentiles of the last measurements, for diagnostics."""
+"""Percentiles of the last measurements, and rates, for diagnostics."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ class Window:
         with self._lock:
             values = list(self._values)
         return float(np.percentile(values, percent)) if values else None
+
+
+class Rate:
+    """How fast a counter grows, from one question to the next."""
+
+    def __init__(self):
+        self._before: tuple[int, float] | None = None
+
+    def of(self, count: int, now_s: float) -> float | None:
+        """Return the mean rate [Hz] since the question before, or None at the first one."""
+        before, self._before = self._before, (count, now_s)
+        if before is None or now_s <= before[1]:
+            return None
+        return (count - before[0]) / (now_s - before[1])

@@ -2,11 +2,12 @@
 """A recording is complete or called .partial, opens with other readers, and loses little when it is cut off."""
 
 import pytest
-from make_bags import SECOND, STORE, joint_state, serialize
+from make_bags import SECOND, STORE, joint_state, serialize, text
 from mcap.reader import make_reader
 from rosbags.highlevel import AnyReader
 
 from ros_vdd.data.bag import Bag
+from ros_vdd.data.bag_metadata import amend_custom_data, read_metadata
 from ros_vdd.data.bag_writer import BagWriter
 from ros_vdd.errors import DataError
 
@@ -111,3 +112,51 @@ def test_recorded_definitions_equal_those_of_the_type_store(writer, clock):
     with AnyReader([folder]) as reader:
         for name in TOPICS.values():
             assert reader.typestore.hash_rihs01(name) == STORE.hash_rihs01(name)
+
+
+@pytest.mark.parametrize("split", [{"split_s": 0.2}, {"split_bytes": 4000}])
+def test_a_long_recording_is_split_into_files_that_are_one_recording(tmp_path, clock, split):
+    writer = BagWriter(tmp_path / "long", TOPICS, {"a": "1"}, clock, **split)
+    record(writer, clock, 100)
+    assert writer.counts == {"/joint_states": 100, "/camera": 0}
+    folder = writer.close({"b": "2"})
+    files = sorted(p.name for p in folder.glob("*.mcap"))
+    assert len(files) > 2 and files[0] == "long_0.mcap"
+    with AnyReader([folder]) as reader:
+        assert [t for _, t, _ in reader.messages()] == [SECOND + i * 10 * MS for i in range(100)]
+        assert reader.message_count == 100 and reader.duration == 990 * MS + 1
+    bag = Bag.open(folder)
+    assert (bag.topics["/joint_states"].count, bag.warnings, bag.custom_data) == (100, [], {"a": "1", "b": "2"})
+    entries = read_metadata(folder / "metadata.yaml")["files"]
+    assert [entry["path"] for entry in entries] == files and sum(e["message_count"] for e in entries) == 100
+    if "split_s" in split:
+        assert all(e["duration"]["nanoseconds"] < 200 * MS for e in entries)
+
+
+def test_what_is_known_only_at_the_end_is_in_metadata_and_in_the_file(writer, clock):
+    record(writer, clock)
+    folder = writer.close({"ros_vdd.verdict": "warn"})
+    for _ in range(2):
+        assert Bag.open(folder).custom_data == {"ros_vdd.robot": "name: r\n", "ros_vdd.verdict": "warn"}
+        (folder / "metadata.yaml").unlink(missing_ok=True)
+
+
+def test_custom_data_of_a_finished_recording_can_be_amended_and_all_else_stays(writer, clock):
+    record(writer, clock)
+    folder = writer.close()
+    before = read_metadata(folder / "metadata.yaml")
+    amend_custom_data(folder, {"ros_vdd.success": "true"})
+    after = read_metadata(folder / "metadata.yaml")
+    assert after.pop("custom_data") == {**before.pop("custom_data"), "ros_vdd.success": "true"} and after == before
+    with AnyReader([folder]) as reader:
+        assert reader.message_count == 50
+    assert sorted(p.name for p in folder.iterdir()) == ["episode_000000_0.mcap", "metadata.yaml"]
+
+
+def test_a_topic_found_later_is_recorded_from_then_on(writer, clock):
+    record(writer, clock, 5)
+    writer.add_topic("/late", "std_msgs/msg/String")
+    writer.write("/late", 2 * SECOND, serialize(text("hello")))
+    bag = Bag.open(writer.close())
+    assert bag.topics["/late"] == ("std_msgs/msg/String", 1)
+    assert [m.message.data for m in bag.messages(["/late"])] == ["hello"]

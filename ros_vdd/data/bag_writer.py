@@ -3,32 +3,28 @@
 
 Chunks are closed by time, with checksums, and handed to the operating system at once, so that a killed process loses
 what came after the last chunk and no more; a power cut loses what came after the last fsync. The folder is called
-NAME.partial until it is complete, and becomes NAME by one rename.
+NAME.partial until it is complete, and becomes NAME by one rename. While it is being written its folder is locked.
 """
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mcap.writer import CompressionType, Writer
-
-from ros_vdd.data.bag_metadata import METADATA, TopicEntry, metadata_text
+from ros_vdd.data.bag_metadata import METADATA, TopicEntry, metadata_text, sync_folder, write_metadata
 from ros_vdd.data.cdr import definition_text
+from ros_vdd.data.mcap_writer import McapWriter
 from ros_vdd.errors import DataError
 
 PARTIAL = ".partial"
+RESERVE = ".reserve"  # space for the index of a file that a full disk cut off
+RESERVE_BYTES, RESERVE_PER_CHUNK = 256 << 10, 512
 
-
-@dataclass
-class _Channel:
-    id: int
-    type: str
-    type_hash: str
-    count: int = 0
+Qos = Mapping[str, Any]
+"""One offered QoS profile as metadata version 9 writes it: history, depth, reliability, durability, ..."""
 
 
 class BagWriter:
@@ -36,15 +32,19 @@ class BagWriter:
 
     Args:
         folder: where the recording is to appear; its parent exists, itself not yet.
-        topics: topic -> message type, all that will be written.
+        topics: topic -> message type, all that are known at the start.
         custom_data: texts that travel with the recording, in metadata.yaml and inside the MCAP.
         clock: [ns] steady time, for closing chunks and fsync.
         chunk_s: [s] longest time a message waits in an open chunk.
         fsync_s: [s] time between two fsync.
         ros_distro: name of the ROS distribution, "" where there is none.
+        qos: topic -> profiles its publishers offer.
+        split_bytes: a file that has grown so large is followed by the next one; None: never.
+        split_s: [s] likewise by log time.
 
     Raises:
         DataError: the folder exists already, or a type is not a standard one.
+        OSError: the disk refused.
     """
 
     def __init__(
@@ -56,88 +56,139 @@ class BagWriter:
         chunk_s: float = 0.1,
         fsync_s: float = 1.0,
         ros_distro: str = "",
+        qos: Mapping[str, Sequence[Qos]] | None = None,
+        split_bytes: float | None = None,
+        split_s: float | None = None,
     ) -> None:
         self.folder = folder
         self.partial = folder.with_name(folder.name + PARTIAL)
         for taken in (folder, self.partial):
             if taken.exists():
                 raise DataError(f"'{taken}' exists already; a recording is never overwritten")
-        definitions = {topic: definition_text(type_name) for topic, type_name in topics.items()}
+        offered = qos or {}
+        self._topics = {t: _entry(type_name, offered.get(t, ())) for t, type_name in topics.items()}
         self._clock, self._chunk_ns, self._fsync_ns = clock, round(chunk_s * 1e9), round(fsync_s * 1e9)
         self._custom_data, self._ros_distro = dict(custom_data), ros_distro
-        self._first_ns: int | None = None
-        self._last_ns = 0
+        self._split_bytes, self._split_ns = split_bytes, None if split_s is None else round(split_s * 1e9)
         self.partial.mkdir()
-        self._file = f"{folder.name}_0.mcap"
-        self._stream = (self.partial / self._file).open("xb")
-        self._writer = Writer(self._stream, compression=CompressionType.NONE, enable_data_crcs=True)
-        self._writer.start(profile="ros2", library="ros_vdd")
-        self._writer.add_metadata("ros_vdd", self._custom_data)
-        self._channels = {t: self._register(t, topics[t], *definitions[t]) for t in topics}
+        self._lock = lock_folder(self.partial)
+        self._done: list[McapWriter] = []
+        self._reserved = self._chunks = 0
+        self._file = self._open()
         self._chunk_closed_ns = self._synced_ns = clock()
 
     @property
     def counts(self) -> dict[str, int]:
         """Messages written so far, by topic."""
-        return {topic: channel.count for topic, channel in self._channels.items()}
+        return {t: sum(f.counts.get(t, 0) for f in (*self._done, self._file)) for t in self._topics}
 
-    def write(self, topic: str, log_time_ns: int, data: bytes) -> None:
+    def add_topic(self, topic: str, type_name: str, qos: Sequence[Qos] = ()) -> None:
+        """Take in a topic that was found after the start.
+
+        Raises:
+            DataError: the type is not a standard one.
+        """
+        self._topics[topic] = _entry(type_name, qos)
+        self._file.add_topic(topic, self._topics[topic])
+
+    def write(self, topic: str, log_time_ns: int, data: bytes, sequence: int = 0) -> None:
         """Append one serialized message.
 
         Args:
-            topic: one of those given at the start.
+            topic: one of those given.
             log_time_ns: [ns] when it was received.
             data: CDR bytes as they came.
+            sequence: its number at its publisher, 0 where that isn't known.
         """
-        channel = self._channels[topic]
-        self._writer.add_message(channel.id, log_time_ns, data, log_time_ns, channel.count)
-        channel.count += 1
-        self._first_ns = log_time_ns if self._first_ns is None else min(self._first_ns, log_time_ns)
-        self._last_ns = max(self._last_ns, log_time_ns)
+        if self._is_full(log_time_ns):
+            self._split()
+        self._file.write(topic, log_time_ns, data, sequence)
         self.flush_if_due()
 
     def flush_if_due(self) -> None:
         """Close the chunk and sync the file where their time has come; call it also when no message comes."""
         now_ns = self._clock()
         if now_ns - self._chunk_closed_ns >= self._chunk_ns:
-            self._writer.flush()
+            self._file.flush()
             self._chunk_closed_ns = now_ns
+            self._chunks += 1
         if now_ns - self._synced_ns >= self._fsync_ns:
-            os.fsync(self._stream.fileno())
+            self._reserve(self._chunks + (self._file.size >> 20))
+            self._file.sync()
             self._synced_ns = now_ns
 
-    def close(self) -> Path:
-        """Complete the recording and give it its name; return that folder."""
-        self._writer.finish()
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-        first_ns = self._last_ns if self._first_ns is None else self._first_ns
-        topics = {t: TopicEntry(c.type, c.type_hash, c.count) for t, c in self._channels.items()}
-        span = (first_ns, self._last_ns - first_ns)
-        with (self.partial / METADATA).open("x", encoding="utf-8") as stream:
-            stream.write(metadata_text(self._file, topics, *span, self._custom_data, self._ros_distro))
-            stream.flush()
-            os.fsync(stream.fileno())
-        _sync_folder(self.partial)
+    def close(self, custom_data: Mapping[str, str] | None = None) -> Path:
+        """Complete the recording and give it its name; return that folder.
+
+        Args:
+            custom_data: what is known only now, in addition to that of the start.
+        """
+        self._custom_data.update(custom_data or {})
+        self.release_reserve()
+        self._file.close(self._custom_data)
+        files = [f.entry for f in (*self._done, self._file)]
+        counts = self.counts
+        topics = {t: entry._replace(count=counts[t]) for t, entry in self._topics.items()}
+        write_metadata(self.partial / METADATA, metadata_text(files, topics, self._custom_data, self._ros_distro))
         os.rename(self.partial, self.folder)
-        _sync_folder(self.folder.parent)
+        sync_folder(self.folder.parent)
+        os.close(self._lock)
         return self.folder
 
     def abandon(self) -> None:
-        """Let go of the file after a failed write; what was written stays in the .partial folder."""
-        with contextlib.suppress(OSError):  # closing writes what is buffered, to a disk that has just refused it
-            self._stream.close()
+        """Let go after a failed write; what was written stays in the .partial folder, for `bag_recovery.recover`."""
+        self._file.abandon()
+        self.release_reserve()
+        os.close(self._lock)
 
-    def _register(self, topic: str, type_name: str, text: str, type_hash: str) -> _Channel:
-        schema = self._writer.register_schema(type_name, "ros2msg", text.encode())
-        described = {"offered_qos_profiles": "[]", "topic_type_hash": type_hash}
-        return _Channel(self._writer.register_channel(topic, "cdr", schema, described), type_name, type_hash)
+    def release_reserve(self) -> None:
+        """Give back the space that was kept for the index."""
+        (self.partial / RESERVE).unlink(missing_ok=True)
+
+    def _is_full(self, log_time_ns: int) -> bool:
+        entry = self._file.entry
+        if not entry.count:
+            return False
+        by_time = self._split_ns is not None and log_time_ns - entry.start_ns >= self._split_ns
+        return by_time or self._split_bytes is not None and self._file.size >= self._split_bytes
+
+    def _split(self) -> None:
+        self._file.close()
+        self._done.append(self._file)
+        self._chunks = 0
+        self._file = self._open()
+
+    def _open(self) -> McapWriter:
+        self._reserve(0)
+        file = McapWriter(self.partial / f"{self.folder.name}_{len(self._done)}.mcap", self._custom_data)
+        for topic, entry in self._topics.items():
+            file.add_topic(topic, entry)
+        return file
+
+    def _reserve(self, chunks: int) -> None:
+        """Keep enough space for the index: a disk that is full must not keep a recording from being completed."""
+        needed = RESERVE_BYTES + RESERVE_PER_CHUNK * chunks
+        if needed <= self._reserved:
+            return
+        with (self.partial / RESERVE).open("ab") as stream:
+            os.posix_fallocate(stream.fileno(), 0, 2 * needed)
+        self._reserved = 2 * needed
 
 
-def _sync_folder(folder: Path) -> None:
+def lock_folder(folder: Path) -> int:
+    """Return a descriptor that holds a lock on a folder until it is closed or its process ends.
+
+    Raises:
+        BlockingIOError: another recorder holds it.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _entry(type_name: str, qos: Sequence[Qos]) -> TopicEntry:
+    return TopicEntry(type_name, definition_text(type_name)[1], 0, tuple(dict(profile) for profile in qos))

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is intact of an MCAP file as our recorder writes it: every chunk whose checksum holds, wherever the damage lies.
+
+Lengths and offsets in a damaged file can't be trusted. Where the chain of records breaks, the next chunk is searched for
+and believed only if its checksum holds.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mcap.opcode import Opcode
+from mcap.stream_reader import MAGIC_SIZE
+
+_HEAD = struct.Struct("<BQ")  # opcode, length of the content
+_CHUNK = struct.Struct("<QQQIIQ")  # first and last time, size, checksum, length of the compression's name (0), size
+_SIZE = struct.Struct("<I")
+_MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
+_NEXT_CHUNK = re.compile(rb"\x06.{4}\0{4}.{24}.{4}\0{4}", re.DOTALL)  # shorter than 4 GiB, without compression
+
+
+class Record(NamedTuple):
+    """A record at the top level of a file; of a chunk the checksum holds."""
+
+    opcode: int
+    start: int
+    end: int
+    content: memoryview
+
+
+class Damage(NamedTuple):
+    """Bytes that belong to no intact record."""
+
+    start: int
+    end: int
+
+
+class IndexedMessage(NamedTuple):
+    """A message in a chunk, and where in the chunk it begins."""
+
+    channel: int
+    sequence: int
+    log_time_ns: int
+    data: memoryview
+    offset: int
+
+
+def scan(path: Path) -> Iterator[Record | Damage]:
+    """Yield what is intact of a file's data section, and where it is damaged, in the order of the file."""
+    size = path.stat().st_size
+    if size <= MAGIC_SIZE:
+        return
+    with path.open("rb") as stream:
+        data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # closed when the last view of it is gone
+    view = memoryview(data)
+    position, lost_at = MAGIC_SIZE, None
+    while position < size:
+        record = _record(view, position)
+        if record is None:
+            lost_at = position if lost_at is None else lost_at
+            found = _NEXT_CHUNK.search(data, position + 1)
+            position = found.start() if found else size
+            continue
+        if lost_at is not None:
+            yield Damage(lost_at, position)
+            lost_at = None
+        yield record
+        position = record.end
+        if record.opcode == Opcode.DATA_END:
+            return
+    if lost_at is not None:
+        yield Damage(lost_at, size)
+
+
+def inside(chunk: Record) -> Iterator[tuple[int, memoryview, int]]:
+    """Yield (opcode, content, offset) of each record in a chunk."""
+    records = chunk.content[_CHUNK.size :]
+    offset = 0
+    while offset < len(records):
+        opcode, length = _HEAD.unpack_from(records, offset)
+        begin = offset + _HEAD.size
+        yield opcode, records[begin : begin + length], offset
+        offset = begin + length
+
+
+def message(content: memoryview, offset: int) -> IndexedMessage:
+    """Return a message record taken apart."""
+    channel, sequence, log_time_ns, _ = _MESSAGE.unpack_from(content)
+    return IndexedMessage(channel, sequence, log_time_ns, content[_MESSAGE.size :], offset)
+
+
+def _record(view: memoryview, position: int) -> Record | None:
+    """Return the record at a position; None where there is none that can be believed."""
+    if position + _HEAD.size > len(view):
+        return None
+    opcode, length = _HEAD.unpack_from(view, position)
+    begin, end = position + _HEAD.size, position + _HEAD.size + length
+    if opcode not in _IS_WHOLE or end > len(view) or not _IS_WHOLE[opcode](view[begin:end]):
+        return None
+    return Record(opcode, position, end, view[begin:end])
+
+
+def _is_chunk(content: memoryview) -> bool:
+    if len(content) < _CHUNK.size:
+        return False
+    _, _, size, expected, named, again = _CHUNK.unpack_from(content)
+    if named or size != again or len(content) != _CHUNK.size + size:
+        return False
+    return zlib.crc32(content[_CHUNK.size :]) == expected
+
+
+def _is_index(content: memoryview) -> bool:
+    return len(content) >= 6 and len(content) == 6 + _SIZE.unpack_from(content, 2)[0]
+
+
+def _holds_texts(content: memoryview) -> bool:
+    """Return whether the content is texts or lists of texts whose lengths add up, as of a header or of metadata."""
+    for _ in range(2):
+        if len(content) < _SIZE.size:
+            return False
+        (size,) = _SIZE.unpack_from(content)
+        if _SIZE.size + size > len(content):
+            return False
+        content = content[_SIZE.size + size :]
+    return not len(content)
+
+
+_IS_WHOLE = {
+    Opcode.HEADER: _holds_texts,
+    Opcode.METADATA: _holds_texts,
+    Opcode.CHUNK: _is_chunk,
+    Opcode.MESSAGE_INDEX: _is_index,
+    Opcode.DATA_END: lambda content: len(content) == 4,
+}

@@ -170,6 +170,42 @@ def test_in_lock_step_a_clock_that_goes_back_voids_the_plans_that_are_waited_wit
     assert made.receive(plan(1, 0)) is None and not made.awaits_chunk(0)
 
 
+@pytest.mark.parametrize("options", [{}, {"max_jerk": (100.0, 200.0)}], ids=["plain", "jerk"])
+@pytest.mark.parametrize("lookahead", [1, 5])
+def test_after_missed_slots_the_motion_goes_on_from_where_a_robot_is_that_followed_the_last_message(lookahead, options):
+    """To the stop at its end, where the pause was as long."""
+    rng, made, before, now = np.random.default_rng(3), commander(lookahead=lookahead, **options), None, 0
+    limit, followed = np.array([4.0, 8.0]) / RATE + 1e-7, 0
+    for k in range(600):
+        missed = int(rng.choice([0, 0, 0, 0, 0, 0, 1, 2, 4, 30]))
+        now += (1 + missed) * T_NS
+        if k % 10 == 0:
+            made.receive(plan(k, now - DT, np.zeros(2) if before is None else before.positions[0], size=0.2))
+        went_on = made.moving
+        motion = made.command(now, np.zeros(2) if before is None else before.positions[-1]).motion
+        if motion is None:
+            continue
+        if went_on:
+            rest = np.tile(before.positions[-1], (40, 1))
+            positions, velocities = np.concatenate([before.positions, rest]), np.concatenate([before.velocities, 0 * rest])
+            assert (np.abs(motion.velocities[0] - velocities[missed]) <= limit).all()
+            np.testing.assert_allclose(motion.positions[0] - positions[missed], motion.velocities[0] / RATE, atol=1e-8)
+            followed += missed > 0
+        before = motion
+    assert followed > 60
+
+
+def test_commands_that_come_late_but_miss_no_slot_skip_nothing():
+    rng, made, skipped = np.random.default_rng(0), commander(), []
+    made.receive(plan(1, 0))
+    made._drive.skip = skipped.append
+    for k in range(90):
+        made.command(k * T_NS + int(rng.uniform(0, 0.95) * T_NS), np.zeros(2))
+    assert skipped == [0] * 89
+    made.command(95 * T_NS, np.zeros(2))
+    assert skipped[-1] == 5
+
+
 def test_nothing_moves_without_a_measured_start():
     made = commander()
     made.receive(plan(0, 0))

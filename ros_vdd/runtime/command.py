@@ -80,6 +80,7 @@ class Commander:
         self._refused: Refusal | None = None  # why the newest chunk was refused, until a valid one arrives
         self._forbidden: Refusal | None = None  # why nobody may move the robot
         self._now_ns: int | None = None
+        self._due_ns = 0  # when the next command is, if none is missed
 
     @property
     def moving(self) -> bool:
@@ -167,13 +168,17 @@ class Commander:
     def _advance(self, now_ns: int) -> int:
         """Return the time a step may take: since the previous command, but a pause of this process isn't made up for.
 
-        A clock that ran backwards voids every plan.
+        A clock that ran backwards voids every plan. Periods without a command are those in which a robot went on by itself.
         """
         previous_ns, self._now_ns = self._now_ns, now_ns
         if previous_ns is not None and now_ns < previous_ns:
             self._buffer.clear()
         if previous_ns is None or not self._drive.moving or now_ns < previous_ns:
+            self._due_ns = now_ns + self._period_ns
             return self._period_ns
+        missed = max(0, (now_ns - self._due_ns) // self._period_ns)
+        self._due_ns = min(self._due_ns + missed * self._period_ns, now_ns) + self._period_ns
+        self._drive.skip(missed)
         return min(now_ns - previous_ns, max(self._period_ns, self._dt_ns))
 
     def _stop(self, refusal: Refusal, measured: np.ndarray | None, elapsed_ns: int) -> Command:

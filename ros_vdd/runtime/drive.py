@@ -45,6 +45,9 @@ class Drive(Protocol):
     def follow(self, splicer: Splicer, chunks: list, now_ns: int, elapsed_ns: int) -> Motion:
         """Follow chunks that reach `now_ns`; `elapsed_ns` since the command before."""
 
+    def skip(self, periods: int) -> None:
+        """Be where the robot is that was told nothing for some command periods after the last motion."""
+
     def hold(self, measured: np.ndarray | None) -> Motion | None:
         """Come to rest where the robot is; None when nothing is to be commanded any more."""
 
@@ -92,6 +95,9 @@ class SteppingDrive:
         self._previous = target
         return Motion(target[None])
 
+    def skip(self, periods: int) -> None:
+        pass  # it stays at the position that was commanded last
+
     def hold(self, measured: np.ndarray | None) -> Motion | None:
         self.leave()
         return None if measured is None else Motion(np.asarray(measured, dtype=np.float64)[None])
@@ -122,6 +128,7 @@ class SmoothDrive:
         self._lag_ns = round(self._limiter.lag_s * 1e9)
         self._whole = robot.action.type == "trajectory_msgs/msg/JointTrajectory"
         self._state: MotionState | None = None
+        self._ahead: list[MotionState] = []  # what the last motion held beyond that, before its stop
 
     @property
     def moving(self) -> bool:
@@ -132,7 +139,7 @@ class SmoothDrive:
         return None if self._state is None else self._state.position
 
     def start(self, measured: np.ndarray | None) -> bool:
-        self._state = None if measured is None else self._limiter.at_rest(measured)
+        self._state, self._ahead = None if measured is None else self._limiter.at_rest(measured), []
         return measured is not None
 
     def follow(self, splicer: Splicer, chunks: list, now_ns: int, elapsed_ns: int) -> Motion:
@@ -146,18 +153,27 @@ class SmoothDrive:
             then_ns = begun_ns + k * self._period_ns
             state = self._limiter.follow(state, *splicer.at(then_ns)) if then_ns < end_ns else self._limiter.brake(state)
             states.append(state)
-        self._state = states[0]
+        self._state, self._ahead = states[0], states[1:]
         return self._motion(states)
+
+    def skip(self, periods: int) -> None:
+        if not self._whole:
+            return  # it stays at the position that was commanded last
+        for _ in range(periods):
+            if not self._ahead and self._state.resting:
+                return
+            self._state = self._ahead.pop(0) if self._ahead else self._limiter.brake(self._state)
 
     def hold(self, measured: np.ndarray | None) -> Motion | None:
         if self._state.resting:
             self._state = None
             return None
-        self._state = self._limiter.brake(self._state)
+        self._state, self._ahead = self._limiter.brake(self._state), []
         return self._motion([self._state])
 
     def approach(self, target: np.ndarray, elapsed_ns: int) -> Motion | None:
-        self._state = state = self._limiter.follow(self._state, target)
+        self._state, self._ahead = self._limiter.follow(self._state, target), []
+        state = self._state
         motion = self._motion([state])
         if state.resting and np.allclose(state.position, target, rtol=0.0, atol=_ARRIVED):
             self._state = None

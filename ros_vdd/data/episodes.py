@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from ros_vdd.config import build, dump_yaml, read_yaml
+from ros_vdd.data.episode_check import check_episode
 from ros_vdd.errors import ConfigError, DataError, suggest
 from ros_vdd.streams.spec import RobotSpec
 
 FORMAT = "ros_vdd/episodes/1"
-_ARRAY_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,16 @@ class Episode(Mapping):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+
+def save_episode(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write arrays of one length and their description into a new folder, which `Episode` reads."""
+    folder.mkdir()
+    for key, array in arrays.items():
+        np.save(folder / f"{key}.npy", np.ascontiguousarray(array), allow_pickle=False)
+    described = {k: {"shape": list(a.shape), "dtype": str(a.dtype)} for k, a in arrays.items()}
+    text = dump_yaml({"length": len(next(iter(arrays.values()))), "meta": dict(meta), "arrays": described})
+    (folder / "meta.yaml").write_text(text, encoding="utf-8")
 
 
 class EpisodeStore:
@@ -158,54 +167,34 @@ class EpisodeWriter:
         Raises:
             DataError: an array is missing, has the wrong shape or type, or holds a value that isn't finite.
         """
-        length = self._check(arrays)
-        name = f"episode_{self._next:06d}"
-        staging = self.root / f".{name}.partial"
+        staging = self.root / f".episode_{self._next:06d}.partial"
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        for key, array in arrays.items():
-            np.save(staging / f"{key}.npy", np.ascontiguousarray(array), allow_pickle=False)
-        described = {k: {"shape": list(a.shape), "dtype": str(a.dtype)} for k, a in arrays.items()}
-        text = dump_yaml({"length": length, "meta": dict(meta), "arrays": described})
-        (staging / "meta.yaml").write_text(text, encoding="utf-8")
-        os.replace(staging, self.root / name)
+        self.stage(staging, arrays, meta)
+        return self.take(staging)
+
+    def stage(self, folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        """Check one episode and write it into a new folder, which is no part of the store until `take`; raises as `add`."""
+        check_episode(self.robot, arrays)
+        save_episode(folder, arrays, meta)
+
+    def take(self, folder: Path, **more: Any) -> str:
+        """Make a staged episode the next one of the store, by one rename; return its name.
+
+        Args:
+            folder: what `stage` wrote, on the same file system.
+            more: what is known of it only now, for its meta.
+        """
+        if more:
+            head = dict(read_yaml(folder / "meta.yaml"))
+            (folder / "meta.yaml").write_text(dump_yaml({**head, "meta": {**head["meta"], **more}}), encoding="utf-8")
+        name = f"episode_{self._next:06d}"
+        os.replace(folder, self.root / name)
         self._next += 1
         return name
 
-    def _check(self, arrays: Mapping[str, np.ndarray]) -> int:
-        expected = {
-            k: (s, np.uint8 if k.startswith("images.") else np.float32) for k, s in self.robot.observation_shapes().items()
-        }
-        expected["action"] = ((self.robot.action_size,), np.float32)
-        if self.robot.goal:
-            expected["goal"] = ((self.robot.goal_size,), np.float32)
-        elif "goal" in arrays:
-            raise DataError(
-                f"episode holds 'goal', but robot '{self.robot.name}' has no section 'goal'; add it, or call the array extra.goal"
-            )
-        expected["stamp_ns"] = ((), np.int64)
-        missing = expected.keys() - arrays.keys()
-        if missing:
-            raise DataError(f"episode lacks {', '.join(sorted(missing))}; it holds {', '.join(sorted(arrays))}")
-        length = len(arrays["action"])
-        if length == 0:
-            raise DataError("episode has no frames")
-        for key, array in arrays.items():
-            if not _ARRAY_NAME.fullmatch(key):
-                raise DataError(f"array name '{key}': expected letters, digits and _, with at most one dot")
-            shape, dtype = expected.get(key, (array.shape[1:], array.dtype))
-            if array.shape != (length, *shape) or array.dtype != dtype:
-                raise DataError(f"array '{key}' is {array.dtype}{array.shape}; expected {np.dtype(dtype)}{(length, *shape)}")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise DataError(
-                    f"array '{key}' holds NaN or infinity, first at frame {int(np.argwhere(~np.isfinite(array))[0][0])}"
-                )
-        self._check_goal(arrays)
-        return length
+    def metas(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the meta of each episode, in order."""
+        return (episode.meta for episode in EpisodeStore(self.root))
 
-    def _check_goal(self, arrays: Mapping[str, np.ndarray]) -> None:
-        for frame, goal in enumerate(arrays["goal"] if self.robot.goal else ()):
-            try:
-                self.robot.goal.encode(goal)
-            except ConfigError as error:
-                raise DataError(f"array 'goal', frame {frame}: {error}") from error
+    def finish(self) -> None:
+        """Do nothing: a store is complete at every moment."""

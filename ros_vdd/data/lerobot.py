@@ -201,8 +201,12 @@ class LeRobotReader:
         told = [self._tasks[n] for n in numbers if n in self._tasks]
         return "; ".join(told or episode.tasks)
 
+    def _width(self, feature: str) -> int:
+        shape = self.info.features[feature].shape
+        return shape[0] if shape else 1
+
     def _extras(self, table, seen: np.ndarray, warnings: list[str], where: str) -> dict[str, np.ndarray]:
-        whole = {s.feature for s in self.selections.values() if s.columns is None}
+        whole = {s.feature for s in self.selections.values() if s.columns is None or len(s.columns) == self._width(s.feature)}
         extras = {}
         for name in table.column_names:
             if name in whole or name in (*BOOKKEEPING, "stamp_ns") or name in self.info.pictures:

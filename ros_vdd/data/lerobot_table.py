@@ -11,12 +11,13 @@ import numpy as np
 from ros_vdd.errors import DataError
 
 
-def read_table(path: Path, leave_out: str | None = None):
+def read_table(path: Path, leave_out: str | None = None, only: str | None = None):
     """Return a pyarrow Table.
 
     Args:
         path: the parquet file.
         leave_out: columns whose names begin so aren't read.
+        only: the one column to read.
 
     Raises:
         DataError: pyarrow isn't installed, or the file is missing or damaged.
@@ -29,7 +30,7 @@ def read_table(path: Path, leave_out: str | None = None):
     try:
         with pq.ParquetFile(path) as file:
             names = [n for n in file.schema_arrow.names if leave_out is None or not n.startswith(leave_out)]
-            return file.read(columns=names)
+            return file.read(columns=names if only is None else [only])
     except FileNotFoundError as error:
         raise DataError(f"no file '{path}', which the data set's tables name; copy the whole data set") from error
     except (pa.ArrowException, OSError) as error:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executor measured: `python benchmarks/executor.py seams|injection|timing --out runs/benchmark_executor`.
+"""The executor measured: `python benchmarks/executor.py seams|injection|timing|stack --out runs/benchmark_executor`.
 
 seams: 1,000 random plans that follow each other on a seven-joint arm: the largest step in velocity between two commands, as a share of
 what the acceleration limit allows in one period, blended within limits, and by plain replacement.
 injection: a million poisoned chunks (NaN, infinite, out of limits, wrong lengths, jumps): what reached the command.
 timing: the command thread at 100 and 500 Hz while a busy process competes: lateness and missed slots; `--seconds 600` for ten minutes.
+stack: the same of a real chunk_executor_node, with simulator, policy and recorder beside it, each a process: PushT from its camera. Its
+diagnostics tell the lateness of the newest 10,000 slots; the largest of each percentile that was told is kept.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -24,6 +28,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (0, 1)]
 
 from comparison import hardware  # noqa: E402
 
+from ros_vdd.config import dump_yaml  # noqa: E402
+from ros_vdd.offline.processes import Processes, ros_environment  # noqa: E402
 from ros_vdd.runtime.chunking import ActionChunk  # noqa: E402
 from ros_vdd.runtime.command import Commander  # noqa: E402
 from ros_vdd.runtime.pacing import Pacer  # noqa: E402
@@ -31,6 +37,7 @@ from ros_vdd.runtime.splicing import SpliceConfig  # noqa: E402
 from ros_vdd.streams.spec import RobotSpec, load_robot  # noqa: E402
 
 BUSY = "while True: pass"
+DOMAIN = 78
 
 
 def plan(robot: RobotSpec, rng: np.random.Generator, stamp_ns: int, start: np.ndarray) -> ActionChunk:
@@ -130,17 +137,61 @@ def timing(args: argparse.Namespace) -> dict:
     return found
 
 
+def stack(args: argparse.Namespace) -> dict:
+    """Return how late the commands of a real node were, while PushT was played, planned and recorded by three others."""
+    return {f"{rate} Hz": _played(rate, args.seconds) for rate in (100, 500)}
+
+
+def _played(rate: int, seconds: float) -> dict:
+    os.environ.update(ros_environment(DOMAIN))
+    import rclpy
+    from diagnostic_msgs.msg import DiagnosticArray
+    from std_srvs.srv import Trigger
+
+    plain, told = load_robot("pusht"), []
+    robot = dataclasses.replace(plain, action=dataclasses.replace(plain.action, command_rate_hz=float(rate)))
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("listener", context=context)
+    executor = rclpy.executors.SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+
+    def take(message: DiagnosticArray) -> None:
+        told.extend(found for status in message.status if "slots" in (found := {v.key: v.value for v in status.values}))
+
+    node.create_subscription(DiagnosticArray, "/diagnostics", take, 10)
+    record = node.create_client(Trigger, "recorder_node/start_episode")
+    with tempfile.TemporaryDirectory() as place, Processes(Path(place), ros_environment(DOMAIN)) as nodes:
+        file = Path(place) / "robot.yaml"
+        file.write_text(dump_yaml(robot), encoding="utf-8")
+        nodes.start_node("policy_node", policy="pusht_vdd", robot=file)
+        nodes.start_node("chunk_executor_node", robot=file)
+        nodes.start_node("recorder_node", robot=file, root=Path(place) / "episodes")
+        nodes.start_node("sim_bridge_node", robot=file, episodes=100_000, reset_service="policy_node/reset")
+        recording = None
+        while not told or float(told[-1]["slots"]) < rate * seconds:
+            executor.spin_once(timeout_sec=0.2)
+            nodes.ended("chunk_executor_node")
+            if recording is None or recording.done() and not recording.result().success:
+                recording = record.call_async(Trigger.Request()) if record.service_is_ready() else None
+    rclpy.shutdown(context=context)
+    late = {key.removeprefix("late_us."): max(float(row[key]) for row in told[2:] if row[key] != "None") for key in ("late_us.p50", "late_us.p99")}
+    last = told[-1]
+    recorded = recording is not None and recording.done() and recording.result().success
+    return {key: int(last[key]) for key in ("slots", "slots_missed", "commands")} | {"late_us": late, "realtime": last["realtime"], "recorded": recorded}
+
+
 def main() -> int:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("seams", "injection", "timing"))
+    parser.add_argument("what", choices=("seams", "injection", "timing", "stack"))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_executor"))
     parser.add_argument("--count", type=int, default=1_000_000, help="injected chunks")
     parser.add_argument("--seconds", type=float, default=60.0, help="timing of each rate")
     parser.add_argument("--priority", type=int, default=45, help="SCHED_FIFO priority, 0 for none")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    found = {**{"seams": seams, "injection": injection, "timing": timing}[args.what](args), "hardware": hardware()}
+    found = {**{"seams": seams, "injection": injection, "timing": timing, "stack": stack}[args.what](args), "hardware": hardware()}
     (args.out / f"{args.what}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=2))
     return 0

@@ -2,6 +2,8 @@
 """Deadlines are absolute: lateness doesn't add up, missed slots are counted and left out."""
 
 import gc
+import os
+import sys
 import threading
 
 import pytest
@@ -85,8 +87,6 @@ def test_the_garbage_collector_rests_meanwhile_and_works_again_afterwards():
 
 
 def test_a_priority_that_is_not_permitted_is_told_and_costs_nothing(monkeypatch):
-    import os
-
     def refuse(*args):
         raise PermissionError(1, "Operation not permitted")
 
@@ -96,3 +96,35 @@ def test_a_priority_that_is_not_permitted_is_told_and_costs_nothing(monkeypatch)
     made.start()
     assert ran.wait(5) and made.stop(5)
     assert "isn't permitted" in made.realtime
+
+
+def test_the_thread_that_starts_it_has_one_priority_less_until_it_ends(monkeypatch):
+    said, ran = [], threading.Event()
+    monkeypatch.setattr(os, "sched_setscheduler", lambda thread, policy, given: said.append((thread, policy, given.sched_priority)))
+    made = Pacer(1_000_000, ran.set, print, priority=45)
+    made.start()
+    assert ran.wait(5) and made.stop(5)
+    own, fifo = threading.get_native_id(), os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+    assert [entry[1:] for entry in said] == [(fifo, 45), (fifo, 44), (os.SCHED_OTHER, 0)]
+    assert [entry[0] == own for entry in said] == [False, True, True]
+
+
+def test_two_pacers_share_what_they_need_of_the_process():
+    before, ran = sys.getswitchinterval(), [threading.Event(), threading.Event()]
+    made = [Pacer(1_000_000, event.set, print) for event in ran]
+    for pacer, event in zip(made, ran):
+        pacer.start()
+        assert event.wait(5)
+    assert made[0].stop(5) and not gc.isenabled() and sys.getswitchinterval() < before
+    assert made[1].stop(5) and gc.isenabled() and sys.getswitchinterval() == before
+
+
+def test_work_that_wants_to_end_the_process_ends_the_thread_and_is_told():
+    told, done = [], threading.Event()
+
+    def leave():
+        raise SystemExit(3)
+
+    made = Pacer(1_000_000, leave, lambda error: (told.append(error), done.set()))
+    made.start()
+    assert done.wait(5) and made.stop(5) and isinstance(told[0], SystemExit)

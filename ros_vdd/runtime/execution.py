@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How chunks are executed: the settings of the executor, and the commander that they make, for the node and for a replay alike."""
+"""How chunks are executed: the executor's settings and the commander they make, for the node and for a replay alike."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from ros_vdd.data.bag_convert import episodes_from_bag  # noqa: E402
 from ros_vdd.errors import ConfigError, DataError, EngineError, PolicyError  # noqa: E402
 from ros_vdd.offline import replay as verb  # noqa: E402
 from ros_vdd.offline.replay_errors import ActionErrors  # noqa: E402
-from ros_vdd.offline.replay_source import ReplaySource, Span  # noqa: E402
+from ros_vdd.offline.replay_source import ReplaySource, Span, open_bag  # noqa: E402
 from ros_vdd.runtime.execution import ExecutionConfig  # noqa: E402
 from ros_vdd.runtime.inference import PolicyRunner  # noqa: E402
 from ros_vdd.runtime.replay import Replay, ReplayConfig  # noqa: E402
@@ -83,7 +83,7 @@ def play(folder, policy, robot=None, span=Span(), **config):
     """Return the replay of a bag, its source and what the policy saw."""
     robot = robot or policy.robot
     runner = Watched.load(policy, "onnxruntime")
-    source = ReplaySource(folder, robot, span)
+    source = ReplaySource(open_bag(folder), robot, span)
     return verb.play(source, Replay(robot, runner, ReplayConfig(**config))), source, runner.__dict__.get("seen", [])
 
 
@@ -288,7 +288,7 @@ def test_an_engine_that_fails_and_a_plan_beyond_the_limits_are_dropped_with_thei
         return dataclasses.replace(made, actions=made.actions + 5) if number == 3 else made
 
     runner.act = sometimes
-    replay = verb.play(ReplaySource(tmp_path / "bag", policy.robot), Replay(policy.robot, runner, ReplayConfig(2)))
+    replay = verb.play(ReplaySource(open_bag(tmp_path / "bag"), policy.robot), Replay(policy.robot, runner, ReplayConfig(2)))
     assert reasons(replay.frames) == {"inference_failed": 1, "out_of_limits": 1}
     assert "the GPU is gone" in next(f.detail for f in replay.frames if f.reason == "inference_failed")
 
@@ -441,6 +441,20 @@ def test_a_bag_of_another_robot_is_refused_unless_the_user_says_how_to_read_it(t
     assert status == 0 and "warning: " in err and "rate_hz: 20.0" in err
     with pytest.raises(PolicyError, match="doesn't fit robot"):
         refused(tmp_path / "bag", policy, "--robot", str(tiny_policy.write_robot(tmp_path / "fast.yaml", rate_hz=20.0)))
+
+
+def test_a_bag_is_read_with_the_robot_file_inside_it(tmp_path, policy, capsys):
+    """Its joint states come on another topic than the policy's robot file says."""
+    moved = {**tiny_policy.ROBOT, "states": {"arm": {**tiny_policy.ROBOT["states"]["arm"], "topic": "arm/joint_states"}}}
+    states = [(f"/arm{topic}", at, message) for topic, at, message in arm(range(0, 1000, 10))]
+    every = (cameras(range(10)), states, commands(range(50, 1000, 100)))
+    bag_of(tmp_path / "bag", *every, custom_data={ROBOT_KEY: dump_yaml(moved)})
+    assert told(capsys, tmp_path / "bag", "--policy", policy.path)[0] == 0
+    bag_of(tmp_path / "bare", *every)
+    refused(tmp_path / "bare", policy)  # a relative name is found below a namespace, too
+    with pytest.raises(DataError, match="topic 'elsewhere' of states_arm is absent"):
+        away = {"arm": {**tiny_policy.ROBOT["states"]["arm"], "topic": "elsewhere"}}
+        refused(tmp_path / "bare", policy, "--robot", str(tiny_policy.write_robot(tmp_path / "away.yaml", states=away)))
 
 
 def test_an_episode_store_is_refused_because_nothing_of_the_live_path_is_left(tmp_path, policy):

@@ -14,12 +14,13 @@ import numpy as np
 
 from ros_vdd import backends
 from ros_vdd.bundle import Bundle
+from ros_vdd.data.bag import Bag
 from ros_vdd.errors import ConfigError, DataError, PolicyError
 from ros_vdd.offline.choice_options import add_choice, choice_of, described
 from ros_vdd.offline.evaluate import require_robot
 from ros_vdd.offline.replay_errors import ActionErrors
 from ros_vdd.offline.replay_report import Limits, summarise, table
-from ros_vdd.offline.replay_source import ReplaySource, Span
+from ros_vdd.offline.replay_source import ReplaySource, Span, open_bag, recorded_robot
 from ros_vdd.resources import find, require_file_place
 from ros_vdd.runtime.execution import ExecutionConfig
 from ros_vdd.runtime.inference import PolicyRunner
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bags", nargs="+", metavar="BAG", help="rosbag2 folders or files; each is an episode")
     add("--policy", required=True, help="policy folder, or a shipped name such as pusht_vdd")
-    add("--robot", help="robot file to read the bags with (default: the policy's own)")
+    add("--robot", help="robot file to read the bags with (default: the one inside a bag, else the policy's own)")
     add("--backend", default="onnxruntime", help="engine, NAME[:PRECISION] (default onnxruntime); docs/engines.md")
     add("--seed", type=int, default=0, help="of the first bag; the next has one more")
     add_choice(parser)
@@ -64,21 +65,22 @@ def run(args: argparse.Namespace) -> int:
     backends.require_commands(bundle)
     if args.robot:
         require_robot(bundle, args.robot)
-    robot = load_robot(args.robot) if args.robot else bundle.robot
-    goal, config = _goal(args.goal, robot), _config(args, bundle)
-    sources = [ReplaySource(bag, robot, span, goal is not None) for bag in args.bags]
-    warnings = [line for source in sources for line in _warnings(source, bool(args.robot))]
+    given = load_robot(args.robot) if args.robot else None
+    goal, config = _goal(args.goal, bundle.robot), _config(args, bundle)
+    bags = [open_bag(path) for path in args.bags]
+    sources = [ReplaySource(bag, robot_of(bag, bundle, given), span, goal is not None) for bag in bags]
+    warnings = [line for bag in bags for line in _warnings(bag, given)]
     runner = PolicyRunner.load(bundle, args.backend, choice, args.seed)
     runner.warm_up(_blank(bundle))
     replays = []
     for k, source in enumerate(sources):
-        replays.append(play(source, Replay(robot, runner, config, args.seed + k, goal), not args.no_progress))
-    errors = ActionErrors(robot.action, config.replan_steps or bundle.n_action_steps)
+        replays.append(play(source, Replay(source.robot, runner, config, args.seed + k, goal), not args.no_progress))
+    errors = ActionErrors(bundle.robot.action, config.replan_steps or bundle.n_action_steps)
     compare(sources, replays, errors)
     summary = {
         "bags": list(args.bags),
         "policy": bundle.manifest.name,
-        "robot": robot.name,
+        "robot": sources[0].robot.name,
         "backend": args.backend,
         "seed": args.seed,
         **described(choice if bundle.kind == "mixture" else None),
@@ -93,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from ros_vdd.offline.replay_plot import draw
 
-        draw(Path(args.plot), sources[0], replays[0], errors, robot)
+        draw(Path(args.plot), sources[0], replays[0], errors)
     for failure in summary["failures"]:
         print(f"ros-vdd replay: failed: {failure}", file=sys.stderr)
     return FAILED if summary["failures"] else 0
@@ -179,20 +181,28 @@ def _goal(text: str | None, robot: RobotSpec) -> np.ndarray | None:
     return robot.goal.parse(text)
 
 
-def _warnings(source: ReplaySource, told: bool) -> list[str]:
-    """Return what to know about a bag; `told`: whether the user said which robot file to read it with.
+def robot_of(bag: Bag, bundle: Bundle, given: RobotSpec | None = None) -> RobotSpec:
+    """Return the robot file to read a bag with: the one given, else the one inside, else the policy's.
 
     Raises:
-        PolicyError: it was recorded with another robot, and the user didn't say so.
+        PolicyError: the bag was recorded with another robot than the policy's, and none is given.
     """
-    if not (differences := source.differences()):
-        return source.bag.warnings
-    if not told:
+    inside = recorded_robot(bag)
+    if given or inside is None:
+        return given or bundle.robot
+    if differences := inside.difference(bundle.robot):
         raise PolicyError(
-            f"'{source.bag.path}' was recorded with another robot file than the policy's (bag here, policy there): "
+            f"'{bag.path}' was recorded with another robot file than the policy's (bag here, policy there): "
             f"{'; '.join(differences)}. Give the bag's own policy, or --robot to say how the bag is to be read"
         )
-    return [*source.bag.warnings, *(f"'{source.bag.path}' was recorded with another robot file: {line}" for line in differences)]
+    return inside
+
+
+def _warnings(bag: Bag, given: RobotSpec | None) -> list[str]:
+    """Return what to know about a bag: what its reader says, and how its robot file differs from the one given."""
+    inside = recorded_robot(bag) if given else None
+    differences = inside.difference(given) if inside else []
+    return [*bag.warnings, *(f"'{bag.path}' was recorded with another robot file: {line}" for line in differences)]
 
 
 def _blank(bundle: Bundle) -> dict[str, np.ndarray]:

@@ -10,26 +10,25 @@ import numpy as np
 from ros_vdd.offline.replay_errors import ActionErrors
 from ros_vdd.offline.replay_source import ReplaySource
 from ros_vdd.runtime.replay import Replay
-from ros_vdd.streams.spec import RobotSpec
 
 SHOWN_JOINTS = 6
 _SKY, _RUST = "tab:blue", "tab:red"
 
 
-def draw(file: Path, source: ReplaySource, replay: Replay, errors: ActionErrors, robot: RobotSpec) -> None:
+def draw(file: Path, source: ReplaySource, replay: Replay, errors: ActionErrors) -> None:
     """Write the errors of all bags, and the plans of one over time.
 
     Args:
         file: ends in .png, .svg or .pdf.
         source, replay: the bag that is drawn over time.
         errors: of all bags.
-        robot: joints, limits and period.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    robot = source.robot
     shown = robot.action.joints[:SHOWN_JOINTS]
     figure = pyplot.figure(figsize=(12, 1.6 + 1.9 * len(shown)))
     grid = figure.add_gridspec(len(shown), 2, width_ratios=(1, 2.4))

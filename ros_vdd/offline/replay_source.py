@@ -30,25 +30,54 @@ class Span(NamedTuple):
     to_s: float = float("inf")
 
 
+def open_bag(path: str | Path) -> Bag:
+    """Open a bag folder, .mcap or .db3.
+
+    Raises:
+        DataError: it can't be read, or is an episode store.
+    """
+    if Path(path, "store.yaml").is_file():
+        raise DataError(
+            f"'{path}' is an episode store: its frames are aligned and resized already, so nothing of the live path is left to "
+            "replay; give the bags it was made of (`source` in each episode's meta.yaml)"
+        )
+    return Bag.open(path)
+
+
+def recorded_robot(bag: Bag) -> RobotSpec | None:
+    """Return the robot file that our recorder left inside a bag, or None.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    text = bag.custom_data.get(ROBOT_KEY)
+    if text is None:
+        return None
+    try:
+        return robot_from_mapping(parse_yaml(text, f"robot file inside '{bag.path}'"))
+    except ConfigError as error:
+        raise DataError(f"the robot file inside '{bag.path}' can't be read: {error}") from error
+
+
 class ReplaySource:
     """One bag, read once by `events`; `recorded` then knows its actions.
 
     Args:
-        path: a bag folder, .mcap or .db3.
+        bag: open.
         robot: which topics, joints and rates.
         span: the part that gives events; the recorded actions are those of the whole bag.
         goal_given: whether a goal needn't be in the bag.
 
     Raises:
-        DataError: the bag can't be read, lacks a topic or holds it as another type.
+        DataError: the bag lacks a topic or holds it as another type.
     """
 
-    def __init__(self, path: str | Path, robot: RobotSpec, span: Span = Span(), goal_given: bool = False):
-        self.bag, self._robot, self._span = _open(path), robot, span
-        observed = observation_streams(self.bag, robot)
-        self._action: BagStream = action_stream(self.bag, robot)
+    def __init__(self, bag: Bag, robot: RobotSpec, span: Span = Span(), goal_given: bool = False):
+        self.bag, self.robot, self._span = bag, robot, span
+        observed = observation_streams(bag, robot)
+        self._action: BagStream = action_stream(bag, robot)
         self._takers: dict[str, list[tuple[str, str]]] = {}  # topic -> (kind, stream), the goal first, as the node subscribes
-        goal = None if goal_given and robot.goal and not self._has(robot.goal.topic) else goal_stream(self.bag, robot)
+        goal = None if goal_given and robot.goal and not self._has(robot.goal.topic) else goal_stream(bag, robot)
         named = [("goal", "goal")] if goal else []
         named += [("image", name) for name in robot.cameras] + [("joint_state", name) for name in robot.states]
         for stream, name in zip([*([goal] if goal else []), *observed], named):
@@ -58,20 +87,6 @@ class ReplaySource:
     def messages(self) -> int:
         """How many messages the bag holds on the topics that are read."""
         return sum(self.bag.topics[topic].count for topic in {*self._takers, self._action.topic})
-
-    def differences(self) -> list[str]:
-        """Return how the robot file inside the bag (here) differs from the one it is read with (there); empty without one.
-
-        Raises:
-            DataError: the robot file inside can't be read.
-        """
-        text = self.bag.custom_data.get(ROBOT_KEY)
-        if text is None:
-            return []
-        try:
-            return robot_from_mapping(parse_yaml(text, f"robot file inside '{self.bag.path}'")).difference(self._robot)
-        except ConfigError as error:
-            raise DataError(f"the robot file inside '{self.bag.path}' can't be read: {error}") from error
 
     def events(self, lock_step: bool = False, progress: Iterator | None = None) -> Iterator[Event]:
         """Yield the messages in the order of log time; in lock-step in that of their stamps, as the simulator waited for the
@@ -94,7 +109,7 @@ class ReplaySource:
 
         Row k is the newest command before `stamp + (k + 1) dt`, as the converter takes it for a frame.
         """
-        dt_ns, missing = self._robot.dt_ns, np.full(self._robot.action_size, np.nan)
+        dt_ns, missing = self.robot.dt_ns, np.full(self.robot.action_size, np.nan)
         found = [self._action.at(stamp + (k + 1) * dt_ns - 1) for k in range(steps)]
         last_ns = self._action.stamps[-1]
         known = [isinstance(f, Sample) and stamp + k * dt_ns <= last_ns for k, f in enumerate(found)]
@@ -128,15 +143,6 @@ class ReplaySource:
                 self._action.push(message, raw.log_time_ns)
             for kind, stream in self._takers.get(raw.topic, ()) if inside else ():
                 yield Event(raw.log_time_ns, kind, stream, message)
-
-
-def _open(path: str | Path) -> Bag:
-    if Path(path, "store.yaml").is_file():
-        raise DataError(
-            f"'{path}' is an episode store: its frames are aligned and resized already, so nothing of the live path is left to "
-            "replay; give the bags it was made of (`source` in each episode's meta.yaml)"
-        )
-    return Bag.open(path)
 
 
 def _by_stamp(events: Iterator[Event]) -> Iterator[Event]:

@@ -64,7 +64,8 @@ class Robot:
         return messages
 
     def received(self):
-        return sum(self.recorder.work.recorder._writer.counts.values())
+        take = self.recorder.work.recorder._take
+        return sum(take.bag.counts.values()) if take is not None and take.bag is not None else 0
 
     def close(self):
         self.executor.shutdown()
@@ -86,9 +87,9 @@ def hear(robot, topics=3):
         robot.publish(0)
         for _ in range(20):
             robot.executor.spin_once(timeout_sec=0.05)
-        if len(robot.recorder.work.recorder._heard_ns) == topics:
+        if len(robot.recorder.work.recorder.gate.heard()) == topics:
             return
-    raise AssertionError(f"heard only {list(robot.recorder.work.recorder._heard_ns)}")
+    raise AssertionError(f"heard only {sorted(robot.recorder.work.recorder.gate.heard())}")
 
 
 def test_every_message_between_start_and_stop_is_recorded_unchanged(robot, tmp_path):
@@ -144,7 +145,7 @@ def test_a_goal_published_before_the_recorder_came_is_in_every_bag(tmp_path):
     robot = Robot(tmp_path, path)
     try:
         robot.node.create_publisher(String, "goal", LATCHED_QOS).publish(String(data="pull"))
-        robot.spin_until(lambda: "/goal" in robot.recorder.work.recorder._heard_ns)
+        robot.spin_until(lambda: "/goal" in robot.recorder.work.recorder.gate.heard())
         hear(robot, 4)
         assert robot.call("start_episode").success
         robot.publish(1)

@@ -5,14 +5,17 @@ import numpy as np
 import pytest
 from make_bags import SECOND, image, joint_state, serialize, text, trajectory
 
+from ros_vdd.config import parse_yaml
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_convert import episodes_from_bag
 from ros_vdd.errors import DataError
 from ros_vdd.runtime.recording import EpisodeRecorder
+from ros_vdd.runtime.recording_options import RecordingOptions
 from ros_vdd.streams.spec import load_robot
 
 TOPICS = {"/joint_states": "sensor_msgs/msg/JointState", "/rumour": "sensor_msgs/msg/JointState"}
 DATA = serialize(joint_state(0))
+ROBOT = load_robot("pusht")
 
 
 class Clock:
@@ -27,21 +30,34 @@ def clock():
     return Clock()
 
 
+def make(root, clock, topics=TOPICS, required=("/joint_states",), **options):
+    """A recorder without a thread: all is written when a request is answered."""
+    own = {name: options.pop(name) for name in ("latched", "free", "operator", "revision", "robot", "threaded") if name in options}
+    options = RecordingOptions(min_free_gb=0.0, **options) if "min_free_gb" not in options else RecordingOptions(**options)
+    robot = own.pop("robot", ROBOT)
+    return EpisodeRecorder(root, "push", robot, topics, required, clock, options=options, **{"threaded": False, **own})
+
+
+def ask(future):
+    assert future.done()
+    return future.result()
+
+
 @pytest.fixture
 def recorder(tmp_path, clock):
-    return EpisodeRecorder(tmp_path, "push", load_robot("pusht"), TOPICS, ["/joint_states"], clock)
+    return make(tmp_path, clock)
 
 
 def demonstrate(recorder, messages=3):
     recorder.receive("/joint_states", 0, DATA)
-    started = recorder.start()
+    started = ask(recorder.start())
     for i in range(messages):
         recorder.receive("/joint_states", i, DATA)
     return started
 
 
 def test_start_is_refused_while_a_required_topic_never_came(recorder, tmp_path):
-    reply = recorder.start()
+    reply = ask(recorder.start())
     assert not reply.success
     assert reply.message == "not started: /joint_states (sensor_msgs/msg/JointState) never came"
     assert list(tmp_path.rglob("*")) == []
@@ -50,12 +66,12 @@ def test_start_is_refused_while_a_required_topic_never_came(recorder, tmp_path):
 def test_start_is_refused_when_a_topic_has_fallen_silent(recorder, clock):
     recorder.receive("/joint_states", 0, DATA)
     clock.now_ns += 3 * SECOND // 2
-    assert recorder.start().message == "not started: /joint_states is silent for 1.5 s, limit 1 s"
+    assert ask(recorder.start()).message == "not started: /joint_states is silent for 1.5 s, limit 1 s"
 
 
 def test_only_what_comes_between_start_and_stop_is_recorded(recorder, tmp_path):
     assert demonstrate(recorder).success and recorder.recording
-    reply = recorder.stop()
+    reply = ask(recorder.stop())
     assert reply.success and "3 messages (/joint_states 3, /rumour 0)" in reply.message
     recorder.receive("/joint_states", 9, DATA)
     bag = Bag.open(tmp_path / "push" / "episode_000000")
@@ -64,7 +80,7 @@ def test_only_what_comes_between_start_and_stop_is_recorded(recorder, tmp_path):
 
 def test_the_robot_file_travels_in_the_bag(recorder, tmp_path):
     demonstrate(recorder)
-    recorder.stop()
+    ask(recorder.stop())
     custom = Bag.open(tmp_path / "push" / "episode_000000").custom_data
     (tmp_path / "robot.yaml").write_text(custom["ros_vdd.robot"])
     assert load_robot(tmp_path / "robot.yaml") == load_robot("pusht")
@@ -74,8 +90,8 @@ def test_the_robot_file_travels_in_the_bag(recorder, tmp_path):
 def test_a_recorded_episode_converts(tmp_path, clock):
     robot = load_robot("pusht")
     topics = {f"/{topic}": type_name for topic, type_name in robot.topics().items()}
-    recorder = EpisodeRecorder(tmp_path, "push", robot, topics, [], clock)
-    assert recorder.start().success
+    recorder = make(tmp_path, clock, topics, ())
+    assert ask(recorder.start()).success
     for k in range(5):
         stamp = 7 * SECOND + k * SECOND // 10
         messages = {
@@ -85,7 +101,7 @@ def test_a_recorded_episode_converts(tmp_path, clock):
         }
         for delay, (topic, message) in enumerate(messages.items()):
             recorder.receive(topic, stamp + delay, serialize(message))
-    assert recorder.stop().success
+    assert ask(recorder.stop()).success
     ((arrays, meta),) = episodes_from_bag(tmp_path / "push" / "episode_000000", robot)
     assert arrays["images.top"][:, 5, 5, 0].tolist() == [0, 1, 2, 3, 4]
     assert arrays["state"].tolist() == [[k, -k] for k in range(5)]
@@ -95,30 +111,30 @@ def test_a_recorded_episode_converts(tmp_path, clock):
 
 def test_start_twice_and_stop_twice_are_refused(recorder):
     demonstrate(recorder)
-    assert "is being recorded" in recorder.start().message
-    assert recorder.stop().success
-    assert recorder.stop() == (False, "nothing is being recorded")
+    assert "is being recorded" in ask(recorder.start()).message
+    assert ask(recorder.stop()).success
+    assert ask(recorder.stop()) == (False, "nothing is being recorded")
 
 
 def test_a_discarded_episode_comes_back_in_its_place(recorder, tmp_path):
     demonstrate(recorder)
-    assert recorder.discard().success and not recorder.recording
+    assert ask(recorder.discard()).success and not recorder.recording
     assert not (tmp_path / "push" / "episode_000000").exists()
     demonstrate(recorder)
-    recorder.stop()
-    assert recorder.undo_discard().success
+    ask(recorder.stop())
+    assert ask(recorder.undo_discard()).success
     names = sorted(p.name for p in (tmp_path / "push").glob("episode_*"))
     assert names == ["episode_000000", "episode_000001"]
-    assert recorder.undo_discard().message == "nothing was discarded since the recorder started"
+    assert ask(recorder.undo_discard()).message == "nothing was discarded since the recorder started"
 
 
 def test_discard_after_stop_means_the_last_episode_and_only_once(recorder, tmp_path):
     demonstrate(recorder)
-    recorder.stop()
+    ask(recorder.stop())
     demonstrate(recorder)
-    recorder.stop()
-    assert recorder.discard().success
-    assert not recorder.discard().success
+    ask(recorder.stop())
+    assert ask(recorder.discard()).success
+    assert not ask(recorder.discard()).success
     assert [p.name for p in (tmp_path / "push").glob("episode_*")] == ["episode_000000"]
 
 
@@ -128,20 +144,31 @@ def test_numbers_go_on_after_a_restart_a_crash_and_a_discard(recorder, tmp_path,
     assert "episode_000008" in demonstrate(recorder).message
 
 
-def test_a_full_disk_ends_the_episode_and_is_told(recorder, tmp_path, clock, monkeypatch):
+def test_a_full_disk_ends_the_episode_with_the_reason_and_a_complete_bag(recorder, tmp_path, clock, monkeypatch):
     demonstrate(recorder)
+    recorder.settle()
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("ros_vdd.data.mcap_writer.McapWriter.sync", full)
     clock.now_ns += 2 * SECOND
     recorder.receive("/joint_states", 5, DATA)
+    recorder.receive("/joint_states", 6, DATA)
+    recorder.settle()
     assert not recorder.recording
-    assert "No space left" in recorder.failure and "episode_000000.partial" in recorder.failure
-    assert recorder.stop() == (False, recorder.failure)
-    assert not recorder.discard().success
-    assert Bag.open(tmp_path / "push" / "episode_000000.partial", recover=True).topics["/joint_states"].count >= 3
+    first, last = recorder.notes
+    assert first.level == "error" and first.text.startswith("episode_000000 ended: a write error ended it: [Errno 28] No space")
+    assert "What was written is complete" in last.text
+    reply = ask(recorder.stop())
+    assert not reply.success and "No space left" in reply.message
+    bag = Bag.open(tmp_path / "push" / "episode_000000")
+    recorded = bag.topics["/joint_states"].count
+    assert recorded >= 3 and bag.custom_data["ros_vdd.verdict"] == "reject"
+    assert parse_yaml(bag.custom_data["ros_vdd.lost"]) == {"/joint_states": 5 - recorded}
+    monkeypatch.undo()
+    assert "episode_000001" in demonstrate(recorder).message
+    assert ask(recorder.stop()).success
 
 
 @pytest.mark.parametrize("task", ["../up", "a/b", "", "a b", ".hidden"])
@@ -154,7 +181,7 @@ def test_a_task_that_leaves_the_folder_is_refused(tmp_path, clock, task):
 def told(tmp_path, clock):
     """A recorder of a robot with a goal."""
     topics = {"/goal": "std_msgs/msg/String", **TOPICS}
-    return EpisodeRecorder(tmp_path, "push", load_robot("pusht"), topics, ["/goal", "/joint_states"], clock, latched=["/goal"])
+    return make(tmp_path, clock, topics, ["/goal", "/joint_states"], latched=["/goal"])
 
 
 def goals(folder):
@@ -168,7 +195,7 @@ def test_every_episode_begins_with_the_goal_that_was_latched(told, tmp_path, clo
         assert demonstrate(told, 0).success  # the goal is old, not silent
         told.receive("/joint_states", first, DATA)
         told.receive("/goal", first + 1, serialize(text("pull")))
-        assert told.stop().success
+        assert ask(told.stop()).success
     assert goals(tmp_path / "push" / "episode_000000") == [(1000, "push"), (1001, "pull")]
     assert goals(tmp_path / "push" / "episode_000001") == [(2000, "pull"), (2001, "pull")]
     first = next(Bag.open(tmp_path / "push" / "episode_000000").messages())
@@ -180,7 +207,7 @@ def test_a_goal_that_comes_first_takes_the_place_of_the_latched_one(told, tmp_pa
     demonstrate(told, 0)
     told.receive("/goal", 5, serialize(text("lift")))
     told.receive("/joint_states", 6, DATA)
-    told.stop()
+    ask(told.stop())
     assert goals(tmp_path / "push" / "episode_000000") == [(5, "lift")]
 
 

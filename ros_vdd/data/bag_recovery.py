@@ -16,6 +16,10 @@ from ros_vdd.errors import DataError
 RECOVERED_KEY = "ros_vdd.recovered"
 
 
+class NothingLeft(DataError):
+    """An unfinished recording holds no intact message."""
+
+
 class Recovery(NamedTuple):
     """What became of an unfinished recording."""
 
@@ -44,7 +48,8 @@ def recover(partial: Path, why: str, custom_data: Mapping[str, str] | None = Non
         ros_distro: as in `BagWriter`.
 
     Raises:
-        DataError: no message is left, the damage is not of our recorder's files, or the name is taken.
+        NothingLeft: no message is left.
+        DataError: the damage is not of our recorder's files, or the name is taken.
         OSError: the disk refused.
         BlockingIOError: a living recorder holds it.
     """
@@ -57,7 +62,7 @@ def recover(partial: Path, why: str, custom_data: Mapping[str, str] | None = Non
             left.unlink(missing_ok=True)
         parts = [repair(path) for path in sorted(partial.glob("*.mcap"), key=_number)]
         if not any(part.file.count for part in parts):
-            raise DataError(f"'{partial}' holds no message")
+            raise NothingLeft(f"'{partial}' holds no message")
         topics = _together(parts)
         told = {**parts[0].custom_data, **parts[-1].custom_data, **(custom_data or {})}
         told[RECOVERED_KEY] = f"{why}; {sum(p.lost_bytes for p in parts)} bytes were of no intact chunk and are left out"

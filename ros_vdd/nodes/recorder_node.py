@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records every topic of the robot file, as the bytes that came, into one rosbag2 folder per episode."""
+"""Records every topic of the robot file, and others by pattern, as the bytes that came: one rosbag2 folder per episode."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future as Pending
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.task import Future
 from rclpy.utilities import get_rmw_implementation_identifier
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from ros_vdd.errors import ConfigError
 from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
-from ros_vdd.nodes.messages import CLASSES, LATCHED_QOS
 from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import run
+from ros_vdd.nodes.recorder_topics import RecordedTopics
 from ros_vdd.nodes.transport import image_problem
-from ros_vdd.runtime.recording import EpisodeRecorder, Reply
+from ros_vdd.runtime.recording import EpisodeRecorder
+from ros_vdd.runtime.recording_options import RecordingOptions
+from ros_vdd.runtime.recording_reply import Reply, at_once
+from ros_vdd.runtime.revision import revision
 from ros_vdd.streams.spec import load_robot
 
 PARAMETERS = (
@@ -29,60 +34,51 @@ PARAMETERS = (
     Parameter("robot", "", "robot file: a path, or the name of a shipped one"),
     Parameter("root", "~/episodes", "folder of all recordings"),
     Parameter("task", "demonstration", "what is demonstrated; a folder below root"),
+    Parameter("operator", "", "who demonstrates; written into each recording"),
+    Parameter("revision", "", "of the robot's software, written into each recording; empty: the git revision of ros_vdd"),
+    Parameter("extra_topics", "", "shell patterns of further topics, with commas between them, such as /tf*, imu/*"),
     Parameter("silent_after_s", 1.0, "start is refused while a topic has been silent for so long", 0.05, 60.0),
     Parameter("chunk_s", 0.1, "at most this much is lost when the process is killed", 0.01, 10.0),
     Parameter("fsync_s", 1.0, "at most this much is lost in a power cut", 0.1, 60.0),
-    Parameter("queue_depth", 50, "messages per topic that wait while the disk is busy", 1, 1000),
+    Parameter("queue_depth", 50, "messages per topic that may wait in the middleware", 1, 1000),
+    Parameter("queue_mb", 512.0, "memory for messages that wait for the disk, shared evenly by the topics", 1.0, 65536.0),
+    Parameter("min_free_gb", 1.0, "with less free disk no episode begins, and one in progress ends; 0 for no limit", 0.0, 1e5),
+    Parameter("split_gb", 0.0, "a new file of the episode begins after so much; 0 for never", 0.0, 1e5),
+    Parameter("split_s", 0.0, "a new file of the episode begins after so long; 0 for never", 0.0, 1e6),
+    Parameter("pre_roll_s", 0.0, "what came so long before the start is recorded as well", 0.0, 600.0),
+    Parameter("pre_roll_mb", 512.0, "memory for what came before the start", 1.0, 65536.0),
 )
-FLUSH_PERIOD_S = 0.1
+TICK_PERIOD_S, GRAPH_PERIOD_S, LIVE_PERIOD_S = 0.05, 0.5, 1.0
 
 
 class Recorder:
-    """Subscriptions, services and a timer around an `EpisodeRecorder`, in the executor's thread: the work of a `ManagedNode`.
+    """Services and timers around an `EpisodeRecorder`, in the executor's thread, which never waits for the disk.
 
-    Subscriptions are best effort, which matches reliable and best-effort publishers alike; that of the goal is latched. A
-    message's log time is this node's clock when it came: simulation time under `use_sim_time`. Inactive it listens, but
+    A message's log time is this node's clock when it came: simulation time under `use_sim_time`. Inactive it listens, but
     records nothing.
     """
 
     def __init__(self, node: ManagedNode, parameters: Any):
         self._node, self._active = node, False
-        if not parameters.robot:
-            raise ConfigError("recorder_node: parameter 'robot' is empty; give a robot file or a shipped name")
-        robot = load_robot(parameters.robot)
-        if problem := image_problem(robot, get_rmw_implementation_identifier(), os.environ):
-            node.get_logger().warning(problem)
-        node.status.robot = robot.name
-        names = {topic: node.resolve_topic_name(topic) for topic in robot.topics()}
-        observed = [stream.topic for stream in (*robot.cameras.values(), *robot.states.values())]
-        latched = [robot.goal.topic] if robot.goal else []
-        self.recorder = EpisodeRecorder(
-            root=Path(parameters.root).expanduser(),
-            task=parameters.task,
-            robot=robot,
-            topics={names[topic]: type_name for topic, type_name in robot.topics().items()},
-            required=[names[topic] for topic in dict.fromkeys([*observed, *latched, robot.action.demonstrated.topic])],
-            clock=time.monotonic_ns,
-            silent_after_s=parameters.silent_after_s,
-            latched=[names[topic] for topic in latched],
-            chunk_s=parameters.chunk_s,
-            fsync_s=parameters.fsync_s,
-            ros_distro=os.environ.get("ROS_DISTRO", ""),
-        )
-        qos = QoSProfile(depth=parameters.queue_depth, reliability=ReliabilityPolicy.BEST_EFFORT)
-        for topic, type_name in robot.topics().items():
-            take = partial(self._receive, names[topic])
-            node.create_subscription(CLASSES[type_name], topic, take, LATCHED_QOS if topic in latched else qos, raw=True)
-        for service, action in {
+        self._pending: list[tuple[Pending[Reply], Future]] = []
+        self.recorder, latched = _recorder(node, parameters)
+        node.at_cleanup(self._complete)
+        patterns = [pattern.strip() for pattern in parameters.extra_topics.split(",") if pattern.strip()]
+        self._topics = RecordedTopics(node, self.recorder, latched, patterns, parameters.queue_depth)
+        waiting = ReentrantCallbackGroup()  # while an answer waits for the disk, everything else goes on
+        for service, ask in {
             "start_episode": self._begin,
             "stop_episode": self.recorder.stop,
             "discard_episode": self.recorder.discard,
             "undo_discard": self.recorder.undo_discard,
         }.items():
-            node.create_service(Trigger, f"~/{service}", partial(self._answer, action))
-        node.create_timer(FLUSH_PERIOD_S, self._tick)
-        self._told = ""
-        node.at_cleanup(self._complete)
+            answer = partial(self._answer, lambda _, ask=ask: ask())
+            node.create_service(Trigger, f"~/{service}", answer, callback_group=waiting)
+        mark = lambda request: self.recorder.mark_success(request.data)  # noqa: E731
+        node.create_service(SetBool, "~/mark_success", partial(self._answer, mark), callback_group=waiting)
+        node.create_timer(TICK_PERIOD_S, self._tick)
+        node.create_timer(GRAPH_PERIOD_S, self._topics.look)
+        node.create_timer(LIVE_PERIOD_S, self._look)
 
     def activate(self) -> None:
         """Let episodes be recorded."""
@@ -93,40 +89,88 @@ class Recorder:
         """Complete the episode that is being recorded."""
         self._active = False
         if self.recorder.recording:
-            self._say(self.recorder.stop())
+            self._say(self.recorder.stop().result())
 
-    def _begin(self) -> Reply:
-        if not self._active:
-            return Reply(False, f"{self._node.get_name()} is inactive; activate it by ~/change_state")
-        return self.recorder.start()
+    def _begin(self) -> Pending[Reply]:
+        if self._active:
+            return self.recorder.start()
+        return at_once(Reply(False, f"{self._node.get_name()} is inactive; activate it by ~/change_state"))
 
     def _complete(self) -> None:
         """Complete the episode that is being recorded: whoever closes the recorder keeps it."""
-        if self.recorder.recording:
+        if reply := self.recorder.close():
             # Not by the logger, which publishes too: after a signal there is nothing left to publish with.
-            print(f"{self._node.get_name()}: {self.recorder.stop().message}", file=sys.stderr, flush=True)
+            print(f"{self._node.get_name()}: {reply.message}", file=sys.stderr, flush=True)
 
-    def _receive(self, topic: str, data: bytes) -> None:
-        self.recorder.receive(topic, self._node.get_clock().now().nanoseconds, data)
-
-    def _answer(self, action: Callable[[], Reply], _, response: Trigger.Response) -> Trigger.Response:
-        reply = action()
+    async def _answer(self, ask: Callable[[Any], Pending[Reply]], request: Any, response: Any) -> Any:
+        pending = ask(request)
+        if not pending.done():
+            future = Future(executor=self._node.executor)
+            self._pending.append((pending, future))
+            await future
+        reply = pending.result()
         self._say(reply)
         response.success, response.message = reply
         return response
 
     def _tick(self) -> None:
-        self.recorder.tick()
-        if self.recorder.failure != self._told:
-            self._told = self.recorder.failure
-            if self._told:
-                self._node.get_logger().error(self._told)
+        for done in [both for both in self._pending if both[0].done()]:
+            self._pending.remove(done)
+            done[1].set_result(None)
+        while self.recorder.notes:
+            note = self.recorder.notes.popleft()
+            getattr(self._node.get_logger(), note.level)(note.text)
+        if self.recorder.error is not None:
+            self._node.fail(self.recorder.error)
+
+    def _look(self) -> None:
+        """Say how the topics come: all figures in /diagnostics, a line on the terminal when something changes."""
+        recorder, live = self.recorder, self.recorder.live
+        healths = live.look(recorder.topics, time.monotonic_ns())
+        findings = live.findings(healths)
+        changes = live.changes(findings if recorder.recording else [])
+        if recorder.recording and changes:
+            self._node.get_logger().warning("; ".join(changes))
+        values: dict[str, Any] = {"recording": recorder.recording, "queue_mb": round(recorder.waiting_bytes / 1e6, 1)}
+        for topic, health in healths.items():
+            values[f"{topic}.rate_hz"] = round(health.rate_hz, 1)
+            values[f"{topic}.gap_s"] = round(health.largest_gap_s, 3)
+            values[f"{topic}.age_s"] = "" if health.age_s is None else round(health.age_s, 4)
+            values[f"{topic}.lost"] = health.lost
+        self._node.status.diagnose(values, "; ".join(finding.text for finding in findings) or None)
 
     def _say(self, reply: Reply) -> None:
         if reply.success:
             self._node.get_logger().info(reply.message)
         else:
             self._node.get_logger().warning(reply.message)
+
+
+def _recorder(node: ManagedNode, parameters: Any) -> tuple[EpisodeRecorder, list[str]]:
+    """Return what the parameters ask for, and the topics that are latched."""
+    if not parameters.robot:
+        raise ConfigError("recorder_node: parameter 'robot' is empty; give a robot file or a shipped name")
+    robot = load_robot(parameters.robot)
+    if problem := image_problem(robot, get_rmw_implementation_identifier(), os.environ):
+        node.get_logger().warning(problem)
+    node.status.robot = robot.name
+    names = {topic: node.resolve_topic_name(topic) for topic in robot.topics()}
+    latched = [names[robot.goal.topic]] if robot.goal else []
+    observed = [names[stream.topic] for stream in (*robot.cameras.values(), *robot.states.values())]
+    told = {key: getattr(parameters, key) for key in RecordingOptions.__dataclass_fields__ if hasattr(parameters, key)}
+    recorder = EpisodeRecorder(
+        root=Path(parameters.root).expanduser(),
+        task=parameters.task,
+        robot=robot,
+        topics={names[topic]: type_name for topic, type_name in robot.topics().items()},
+        required=dict.fromkeys([*observed, *latched, names[robot.action.demonstrated.topic]]),
+        clock=time.monotonic_ns,
+        latched=latched,
+        options=RecordingOptions(**told, ros_distro=os.environ.get("ROS_DISTRO", "")),
+        operator=parameters.operator,
+        revision=parameters.revision or revision(),
+    )
+    return recorder, latched
 
 
 def make(**options: Any) -> ManagedNode:

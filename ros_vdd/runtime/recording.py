@@ -1,52 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes as an operator makes them: start, stop, discard, undo; each one bag folder under its task.
-
-    ROOT/TASK/episode_000000/            a finished episode
-    ROOT/TASK/episode_000001.partial/    being recorded, or left by a crash
-    ROOT/TASK/.trash/episode_000002/     discarded; the last one comes back by undo_discard
-
-Numbers are never given twice, so a discarded episode always finds its place free again.
-"""
+"""Episodes as an operator makes them, out of messages that come all the time: the side that never waits for a disk."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from ros_vdd.config import dump_yaml
 from ros_vdd.data.bag import ROBOT_KEY, TASK_KEY
-from ros_vdd.data.bag_writer import BagWriter
+from ros_vdd.data.bag_writer import BagWriter, Qos
 from ros_vdd.data.cdr import definition_text
+from ros_vdd.data.cdr_header import has_header, header_stamp_ns
 from ros_vdd.errors import DataError, RosVddError
+from ros_vdd.runtime.recording_gate import StartGate
+from ros_vdd.runtime.recording_live import LiveCheck
+from ros_vdd.runtime.recording_loss import SequenceGaps
+from ros_vdd.runtime.recording_options import RecordingOptions
+from ros_vdd.runtime.recording_queue import WriteQueue
+from ros_vdd.runtime.recording_reply import Note, Reply, at_once
+from ros_vdd.runtime.recording_ring import Received, Ring
+from ros_vdd.runtime.recording_shelf import Shelf, outcome
+from ros_vdd.runtime.recording_take import Finished, Take
 from ros_vdd.streams.spec import RobotSpec
 
+OPERATOR_KEY, REVISION_KEY = "ros_vdd.operator", "ros_vdd.revision"
+SPACE_PERIOD_NS = 500_000_000
+GB = 1e9
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_EPISODE = re.compile(r"episode_(\d{6})(\.partial)?")
-
-
-class Reply(NamedTuple):
-    """The answer to an operator's request."""
-
-    success: bool
-    message: str
 
 
 class EpisodeRecorder:
-    """Turns requests and received messages into recordings. One thread calls it.
+    """Turns requests and received messages into recordings. One thread calls it, and never waits for a disk.
 
     Args:
         root: folder of all tasks; it is made when missing.
         task: what is demonstrated; letters, digits, _ and -.
         robot: the robot file; it travels inside every recording.
-        topics: name as recorded -> message type, all topics to record.
+        topics: name as recorded -> message type, all of the robot.
         required: those of `topics` without which an episode is worth nothing.
         clock: [ns] steady time.
-        silent_after_s: [s] a required topic without a message for so long is silent, and start is refused.
         latched: those of `topics` whose newest message counts however old it is. An episode begins with it, at the log time of
             its first message; they are never silent.
-        writer_options: handed to `BagWriter`.
+        options: how episodes are written.
+        operator, revision: who records, and with which software; "" where that isn't known.
+        free: [bytes] free space on the disk of a folder.
+        threaded: False: all is written before a request returns.
 
     Raises:
         DataError: the task name can't be a folder name, or a type is not a standard one.
@@ -60,137 +63,247 @@ class EpisodeRecorder:
         topics: Mapping[str, str],
         required: Iterable[str],
         clock: Callable[[], int],
-        silent_after_s: float = 1.0,
         latched: Iterable[str] = (),
-        **writer_options,
+        options: RecordingOptions = RecordingOptions(),
+        operator: str = "",
+        revision: str = "",
+        free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
+        threaded: bool = True,
     ) -> None:
         if not _TASK.fullmatch(task):
             raise DataError(f"task '{task}' can't be a folder name; use letters, digits, _ and -, at most 64")
         for type_name in topics.values():
             definition_text(type_name)  # takes 0.1 s once; in `start` it would hold up the messages
-        self.failure = ""  # why the last recording ended by itself, "" when none did
-        self._folder = root / task
-        self._trash = self._folder / ".trash"
-        self._custom_data = {ROBOT_KEY: dump_yaml(robot), TASK_KEY: task}
-        self._topics, self._required = dict(topics), tuple(required)
-        self._clock, self._silent_ns = clock, round(silent_after_s * 1e9)
-        self._writer_options = writer_options
-        self._heard_ns: dict[str, int] = {}
+        self.topics = dict(topics)
+        """Name as recorded -> message type of everything that is recorded."""
+        self.notes: deque[Note] = deque()
+        """What happened without a request, oldest first; whoever tells it takes it out."""
+        self._shelf = Shelf(root / task, options.ros_distro)
+        about = {ROBOT_KEY: dump_yaml(robot), TASK_KEY: task, OPERATOR_KEY: operator, REVISION_KEY: revision}
+        self._custom_data = {key: text for key, text in about.items() if text}
+        self._robot, self._clock, self._options, self._free = robot, clock, options, free
         self._latched = frozenset(latched)
-        self._newest: dict[str, bytes] = {}  # message of each latched topic
-        self._opening: dict[str, bytes] = {}  # those messages as an episode is to begin with
-        self._writer: BagWriter | None = None
-        self._last: Path | None = None  # the episode that discard means while none is being recorded
-        self._discarded: list[Path] = []
+        self.gate = StartGate(list(required), self._latched, clock, options.silent_after_s)
+        self.live = LiveCheck(robot, clock())
+        self._gaps, self._ring = SequenceGaps(), Ring(options.pre_roll_s, options.pre_roll_mb * 1e6)
+        self._newest: dict[str, bytes] = {}  # of each latched topic, the message in force before what the ring holds
+        self._qos: dict[str, Sequence[Qos]] = {}
+        self._take: Take | None = None
+        self._ended = ""  # why the last episode ended by itself, until the operator was told
+        self._space_looked_ns = 0
+        self._queue = WriteQueue(options.queue_mb * 1e6 / max(len(topics), 1), self._idle, options.chunk_s / 2, threaded)
+        self._queue.submit(lambda: self.notes.extend(self._shelf.recover()))
 
     @property
     def recording(self) -> bool:
         """Whether an episode is being recorded."""
-        return self._writer is not None
+        return self._take is not None and self._take.goes_on
 
-    def receive(self, topic: str, log_time_ns: int, data: bytes) -> None:
-        """Take one message as it came; it is written while an episode is being recorded."""
-        self._heard_ns[topic] = self._clock()
-        if topic in self._latched:
-            self._newest[topic] = data
-        self._guard(lambda writer: self._write(writer, topic, log_time_ns, data))
+    @property
+    def waiting_bytes(self) -> int:
+        """[bytes] of messages that wait for the disk."""
+        return self._queue.bytes
 
-    def tick(self) -> None:
-        """Write what waits; call it a few times a second, so that a pause of all topics leaves nothing in memory."""
-        self._guard(lambda writer: writer.flush_if_due())
+    @property
+    def error(self) -> Exception | None:
+        """What went wrong in the writing thread that nobody foresaw."""
+        return self._queue.error
 
-    def start(self) -> Reply:
-        """Begin an episode; refused while one is being recorded or a required topic is silent."""
-        if self._writer:
-            return Reply(False, f"{self._writer.folder.name} is being recorded; stop or discard it first")
-        silent = [self._silence(topic) for topic in self._required if self._is_silent(topic)]
-        if silent:
-            return Reply(False, f"not started: {'; '.join(silent)}")
-        try:
-            self._trash.mkdir(parents=True, exist_ok=True)
-            folder = self._folder / f"episode_{self._next_number():06d}"
-            self._writer = BagWriter(folder, self._topics, self._custom_data, self._clock, **self._writer_options)
-        except (OSError, RosVddError) as error:
-            return Reply(False, f"not started: {error}")
-        self.failure, self._last, self._opening = "", None, dict(self._newest)
-        return Reply(True, f"recording {folder}")
+    def add_topic(self, topic: str, type_name: str) -> None:
+        """Record one more topic from now on.
 
-    def stop(self) -> Reply:
-        """Complete the episode."""
-        if not self._writer:
-            return Reply(False, self.failure or "nothing is being recorded")
-        writer, self._writer = self._writer, None
-        try:
-            self._last = writer.close()
-        except OSError as error:
-            writer.abandon()
-            return Reply(False, self._failed(writer, error))
-        return Reply(True, f"{self._last}: {_count(writer.counts)}")
+        Raises:
+            DataError: the type is not a standard one.
+        """
+        definition_text(type_name)
+        self.topics[topic] = type_name
+        if self._take is not None:
+            self._queue.submit(partial(self._take.add_topic, topic, type_name, self._qos.get(topic, ())))
 
-    def discard(self) -> Reply:
+    def offer(self, topic: str, qos: Sequence[Qos]) -> None:
+        """Take note of what the publishers of a topic offer; it is written into the bags that begin from now on."""
+        self._qos[topic] = tuple(qos)
+
+    def receive(self, topic: str, log_time_ns: int, data: bytes, sequence: int | None = None, publisher: bytes = b"") -> None:
+        """Take one message as it came; it is written while an episode is being recorded.
+
+        Args:
+            topic: one of `topics`.
+            log_time_ns: [ns] when it was received, by the clock of the recordings.
+            data: CDR bytes.
+            sequence: its number at its publisher; None where the middleware doesn't tell.
+            publisher: which publisher that is.
+        """
+        now_ns = self._clock()
+        missing = 0 if sequence is None else self._gaps.missing(topic, publisher, sequence)
+        self.gate.hear(topic, now_ns)
+        stamp_ns = header_stamp_ns(data) if has_header(self.topics[topic]) else None
+        self.live.hear(topic, now_ns, None if stamp_ns is None else log_time_ns - stamp_ns, missing)
+        message = Received(topic, log_time_ns, data, sequence or 0, missing, now_ns)
+        take = self._take
+        if take is not None and take.goes_on:
+            self._hand_over(take, message)
+        else:
+            for gone in self._ring.push(message):
+                self._remember(gone)
+
+    def lose(self, topic: str, count: int) -> None:
+        """Count messages of which the middleware says that they are lost; not where it numbers them."""
+        self.live.lose(topic, count)
+        if self._take is not None and self._take.goes_on:
+            self._take.losses.add("dds", topic, count)
+
+    def start(self) -> Future[Reply]:
+        """Begin an episode; refused while one is being recorded, a required topic is silent, or the disk is nearly full."""
+        if self._take is not None and self._take.goes_on:
+            return at_once(Reply(False, f"{_name(self._take)} is being recorded; stop or discard it first"))
+        if problems := self.gate.problems(self.topics):
+            return at_once(Reply(False, f"not started: {'; '.join(problems)}"))
+        before = self._ring.take(self._clock())
+        take = Take(self._open_bag, self._robot, dict(self.topics), dict(self._newest), before, on_failure=self._failed)
+        seen: set[str] = set()
+        for message in before:
+            take.losses.add("dds", message.topic, message.missing if message.topic in seen else 0)
+            seen.add(message.topic)
+            self._remember(message)
+        self._take, self._ended = take, ""
+        return self._queue.submit(partial(self._begin, take))
+
+    def stop(self) -> Future[Reply]:
+        """Complete the episode and tell what it holds, and its verdict."""
+        take, self._take = self._take, None
+        if take is None or not take.goes_on:
+            itself = take.closing or take.ended if take is not None else ""
+            told, self._ended = self._ended or itself or "nothing is being recorded", ""
+            return at_once(Reply(False, told))
+        return self._queue.submit(partial(self._finish, take))
+
+    def discard(self) -> Future[Reply]:
         """Move the episode being recorded, else the last finished one, to the trash."""
-        if self._writer:
-            stopped = self.stop()
-            if not stopped.success:
-                return stopped
-        if self._last is None:
-            return Reply(False, "nothing to discard since the recorder started")
-        target = self._trash / self._last.name
-        try:
-            self._last.rename(target)
-        except OSError as error:
-            return Reply(False, f"{self._last.name} not discarded: {error}")
-        self._discarded.append(target)
-        self._last = None
-        return Reply(True, f"{target.name} is in {self._trash}; undo_discard brings it back")
+        take, self._take = self._take, None
+        return self._queue.submit(partial(self._discard, take if take is not None and take.goes_on else None))
 
-    def undo_discard(self) -> Reply:
+    def undo_discard(self) -> Future[Reply]:
         """Bring the episode discarded last back to its place."""
-        if not self._discarded:
-            return Reply(False, "nothing was discarded since the recorder started")
-        source = self._discarded[-1]
+        return self._queue.submit(self._shelf.undo_discard)
+
+    def mark_success(self, success: bool) -> Future[Reply]:
+        """Say whether the demonstration did what it was to do: the one being recorded, else the last finished one."""
+        if self._take is not None and self._take.goes_on:
+            self._take.success = success
+            return at_once(Reply(True, f"this episode is marked as {outcome(success)}"))
+        return self._queue.submit(partial(self._shelf.mark, success))
+
+    def settle(self) -> None:
+        """Write what waits in the calling thread, where there is no other."""
+        self._queue.drain()
+        self._idle()
+
+    def close(self) -> Reply | None:
+        """Complete the episode that is being recorded, if one is, and end the writing thread; wait for both."""
+        reply = self.stop() if self.recording else None
+        self._queue.close()
+        return reply.result() if reply is not None else None
+
+    def _hand_over(self, take: Take, message: Received) -> None:
+        take.losses.add("dds", message.topic, message.missing)
+        write = partial(take.write, message.topic, message.log_time_ns, message.data, message.sequence)
+        if not self._queue.put(message.topic, len(message.data), write):
+            take.losses.add("queue", message.topic)
+            self.live.lose(message.topic)
+        self._remember(message)
+
+    def _remember(self, message: Received) -> None:
+        if message.topic in self._latched:
+            self._newest[message.topic] = message.data
+
+    # From here on: in the writing thread.
+
+    def _begin(self, take: Take) -> Reply:
         try:
-            self._last = source.rename(self._folder / source.name)
+            return Reply(True, f"recording {take.open()}")
+        except (OSError, RosVddError) as error:
+            take.ended = take.ended or str(error)
+            return Reply(False, f"not started: {error}")
+
+    def _open_bag(self, topics: Mapping[str, str]) -> BagWriter:
+        folder = self._shelf.next_folder()
+        if problem := self._too_little_space():
+            raise DataError(problem)
+        options = self._options
+        return BagWriter(
+            folder,
+            topics,
+            self._custom_data,
+            self._clock,
+            chunk_s=options.chunk_s,
+            fsync_s=options.fsync_s,
+            ros_distro=options.ros_distro,
+            qos=self._qos,
+            split_bytes=options.split_gb * GB or None,
+            split_s=options.split_s or None,
+        )
+
+    def _finish(self, take: Take, why: str = "") -> Reply:
+        if take.bag is None or take.ended:  # the disk refused while what waited was being written
+            return Reply(False, self._ended or take.ended)
+        try:
+            return self._finished(take.finish(why))
         except OSError as error:
-            return Reply(False, f"{source.name} not brought back: {error}")
-        self._discarded.pop()
-        return Reply(True, f"{self._last} is back")
+            take.ended = f"a write error ended it: {error}"
+            take.bag.abandon()
+            return Reply(False, self._salvage(take))
 
-    def _write(self, writer: BagWriter, topic: str, log_time_ns: int, data: bytes) -> None:
-        """Write a message, before the first one what was latched; the message itself may already be newer than that."""
-        opening, self._opening = self._opening, {}
-        for name in opening.keys() - {topic}:
-            writer.write(name, log_time_ns, opening[name])
-        writer.write(topic, log_time_ns, data)
+    def _finished(self, done: Finished) -> Reply:
+        self._shelf.last = done.folder
+        return Reply(True, str(done))
 
-    def _guard(self, action: Callable[[BagWriter], None]) -> None:
-        """Let the writer do something; a failing disk ends the episode and is told, never raised into a callback."""
-        if not self._writer:
+    def _failed(self, take: Take) -> None:
+        """Tell at once that the disk refused; the bag is completed behind all that still waits, which is lost."""
+        self._ended = f"{_name(take)} ended: {take.ended}"
+        self.notes.append(Note("error", self._ended))
+        self._queue.submit(partial(self._salvage, take))
+
+    def _salvage(self, take: Take) -> str:
+        try:
+            done = take.salvage(self._options.ros_distro)
+        except (OSError, RosVddError) as error:
+            where = take.bag.partial if take.bag else self._shelf.folder
+            text = f"{_name(take)} ended: {take.ended}. It couldn't be completed either ({error}); what was written lies in {where}"
+        else:
+            self._shelf.last = done.folder
+            text = f"{_name(take)} ended: {take.ended}. What was written is complete: {done}"
+        self._ended = text
+        self.notes.append(Note("error", text))
+        return text
+
+    def _idle(self) -> None:
+        take = self._take
+        if take is None or take.bag is None or take.ended:
             return
-        try:
-            action(self._writer)
-        except OSError as error:
-            writer, self._writer = self._writer, None
-            writer.abandon()
-            self.failure = self._failed(writer, error)
+        take.flush_if_due()
+        now_ns = self._clock()
+        if take.goes_on and now_ns - self._space_looked_ns >= SPACE_PERIOD_NS:
+            self._space_looked_ns = now_ns
+            if problem := self._too_little_space():
+                take.closing = problem
+                self._queue.submit(partial(self._end_early, take))
 
-    def _failed(self, writer: BagWriter, error: OSError) -> str:
-        return f"{writer.folder.name} ended by a write error: {error}. What was written lies in {writer.partial}"
+    def _end_early(self, take: Take) -> None:
+        reply = self._finish(take, take.closing)
+        if reply.success:
+            self._ended = f"ended early: {take.closing}. {reply.message}"
+            self.notes.append(Note("error", self._ended))
 
-    def _is_silent(self, topic: str) -> bool:
-        heard_ns = self._heard_ns.get(topic)
-        return heard_ns is None or topic not in self._latched and self._clock() - heard_ns > self._silent_ns
+    def _too_little_space(self) -> str:
+        free_gb = self._free(self._shelf.folder) / GB
+        floor = self._options.min_free_gb
+        return f"{free_gb:.2f} GB free in {self._shelf.folder}, min_free_gb is {floor:g}" if free_gb < floor else ""
 
-    def _silence(self, topic: str) -> str:
-        heard_ns = self._heard_ns.get(topic)
-        if heard_ns is None:
-            return f"{topic} ({self._topics[topic]}) never came"
-        return f"{topic} is silent for {(self._clock() - heard_ns) / 1e9:.1f} s, limit {self._silent_ns / 1e9:g} s"
-
-    def _next_number(self) -> int:
-        names = [p.name for folder in (self._folder, self._trash) for p in folder.iterdir()]
-        return max((int(m[1]) for m in map(_EPISODE.fullmatch, names) if m), default=-1) + 1
+    def _discard(self, take: Take | None) -> Reply:
+        stopped = self._finish(take) if take is not None else Reply(True, "")
+        return self._shelf.discard() if stopped.success else stopped
 
 
-def _count(counts: Mapping[str, int]) -> str:
-    return f"{sum(counts.values())} messages ({', '.join(f'{topic} {count}' for topic, count in counts.items())})"
+def _name(take: Take) -> str:
+    return take.bag.folder.name if take.bag else "the episode"

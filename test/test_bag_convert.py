@@ -11,7 +11,7 @@ from make_bags import SECOND, floats, image, joint_state, text, trajectory, writ
 from ros_vdd.config import dump_yaml
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_convert import episodes_from_bag
-from ros_vdd.errors import DataError
+from ros_vdd.errors import ConfigError, DataError
 from ros_vdd.streams.codecs import decode_image, decode_joint_state
 from ros_vdd.streams.resample import PartialState, StreamBuffer
 from ros_vdd.streams.spec import robot_from_mapping
@@ -343,3 +343,67 @@ def test_a_goal_may_be_a_vector(tmp_path):
 def test_a_goal_of_another_type_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds std_msgs/msg/String; the robot file says std_msgs/msg/Int32"):
         told(tmp_path / "bag", (-50, "push"), spec=robot(goal={**TASKS, "type": "std_msgs/msg/Int32"}))
+
+
+def test_ticks_by_a_stream_s_clock_are_its_own_stamps(tmp_path):
+    """A camera that is nowhere near the grid: each of its images is a frame, none twice and none left out."""
+    jitter = [0, 17, -12, 21, -20, 9, 14, -18, 3, 0]
+    stamps = [START + k * DT + jitter[k] * MS for k in range(10)]
+    frames = [("/camera", s + 30 * MS, image(s, pixels(k))) for k, s in enumerate(stamps)]
+    folder = bag_of(tmp_path / "bag", frames, arm(range(0, 1000, 10)), commands(range(5, 1000, 10)))
+    ((arrays, _),) = convert(folder, clock="images.top")
+    assert arrays["stamp_ns"].tolist() == stamps
+    assert arrays["images.top"][:, 0, 0, 0].tolist() == list(range(10))
+    assert set(arrays["age_ns.images_top"].tolist()) == {0}
+    # The action is the last command before the next image.
+    following = [(s - START) / MS for s in stamps[1:]]
+    assert arrays["action"][:-1, 0].tolist() == [max(c for c in range(5, 1000, 10) if c < t) for t in following]
+    even = convert(folder)[0][0]
+    assert even["images.top"][:, 0, 0, 0].tolist() != list(range(10))
+
+
+def test_a_faster_clock_gives_every_nth_stamp(tmp_path):
+    frames = [("/camera", START + k * 33 * MS, image(START + k * 33 * MS, pixels(k))) for k in range(30)]
+    folder = bag_of(tmp_path / "bag", frames, arm(range(0, 1000, 10)), commands(range(5, 1000, 10)))
+    ((arrays, _),) = convert(folder, clock="images.top")
+    assert arrays["images.top"][:, 0, 0, 0].tolist() == list(range(0, 30, 3))
+
+
+def test_a_silent_clock_splits_the_episode(tmp_path):
+    folder = bag_of(tmp_path / "bag", camera([*range(5), *range(9, 14)]), arm(range(0, 1400, 10)), commands(range(5, 1400, 10)))
+    (first, meta), (second, _) = convert(folder, clock="images.top")
+    assert first["images.top"][:, 0, 0, 0].tolist() == list(range(5))
+    assert second["images.top"][:, 0, 0, 0].tolist() == list(range(9, 14))
+    assert "'images.top' is silent" in meta["left_out_around"]
+
+
+def test_an_unknown_clock_is_told(plain):
+    with pytest.raises(ConfigError, match="clock 'images.tip' is no observed stream; available: images.top, states.arm; did you mean"):
+        convert(plain, clock="images.tip")
+
+
+def test_stale_samples_are_kept_on_request_with_their_age(tmp_path):
+    folder = bag_of(tmp_path / "bag", camera([*range(10), *range(15, 25)]), arm(range(0, 2500, 10)), commands(range(40, 2500, 100)))
+    ((arrays, _),) = convert(folder, stale="keep")
+    assert ((arrays["stamp_ns"] - START) // DT).tolist() == list(range(25))
+    assert arrays["images.top"][:, 0, 0, 0].tolist() == [*range(10), 9, 9, 9, 9, 9, *range(15, 25)]
+    assert (arrays["age_ns.images_top"] // DT).tolist() == [0] * 10 + [1, 2, 3, 4, 5] + [0] * 10
+    with pytest.raises(ConfigError, match="'stale' is 'hold'; available: drop, keep"):
+        convert(folder, stale="hold")
+
+
+@pytest.mark.parametrize("rate_hz", [30.0, 29.97, 7.0, 90.0])
+def test_the_last_tick_is_not_lost_to_rounding(rate_hz, tmp_path):
+    stamps = [START + round(k * 1e9 / rate_hz) for k in range(40)]
+    frames = [("/camera", s, image(s, pixels(k))) for k, s in enumerate(stamps)]
+    states = [("/joint_states", s, joint_state(s, JOINTS, (k, 0))) for k, s in enumerate(stamps)]
+    given = [("/command", s, trajectory(s, JOINTS, (k, 0))) for k, s in enumerate(stamps)]
+    ((arrays, _),) = convert(bag_of(tmp_path / "bag", frames, states, given), robot(rate_hz=rate_hz))
+    assert arrays["stamp_ns"].tolist() == stamps and arrays["action"][:, 0].tolist() == list(range(40))
+
+
+def test_the_recorder_s_verdict_travels_with_the_episode(tmp_path):
+    events = [*camera(range(10)), *arm(range(0, 1000, 10)), *commands(range(40, 1000, 100))]
+    folder = write_bag(tmp_path / "bag", events, custom_data={"ros_vdd.verdict": "warn", "ros_vdd.reasons": "idle", "ros_vdd.success": "true"})
+    ((_, meta),) = convert(folder)
+    assert (meta["verdict"], meta["reasons"], meta["success"]) == ("warn", "idle", "true")

@@ -231,7 +231,7 @@ def test_the_lerobot_library_loads_it(tmp_path):
 
     spec = robot(width=64, height=64)
     written = write(tmp_path / "set", spec, "h264")
-    dataset = LeRobotDataset("ros_vdd/test", root=tmp_path / "set", video_backend="pyav")
+    dataset = LeRobotDataset("ros_vdd/test", root=tmp_path / "set")
     assert (len(dataset), dataset.num_episodes, dataset.fps) == (12, 3, 10)
     item = dataset[6]
     np.testing.assert_array_equal(item["action"].numpy(), written[1]["action"][1])

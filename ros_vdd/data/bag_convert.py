@@ -6,21 +6,26 @@ every stream has a sample, to the last at or before the end of the shortest stre
 
     observation   of each stream the newest sample stamped at or before t, no older than its max_age_s
     goal          the newest one received before the message of the reference stream that is in force at t, however old
-    action        the newest command stamped before t + dt, no older than the source's max_age_s at t + dt
+    action        the newest command stamped before the next tick t + dt, no older than the source's max_age_s there
 
 An observation never looks ahead of its tick. The action does by up to dt, because it is what the demonstrator did in
 [t, t + dt): a command given in answer to the observation at t comes after t, and a leader arm that streams its
 position is, just before t + dt, where the follower has to be by then. That is the time rule of a chunk: action k is
 in force in [t0 + k dt, t0 + (k + 1) dt) and stands at its end. No tick lies after the last command.
 
+With `clock` the ticks are the stamps of one stream instead, the nearest to one period after the tick before it; the action
+is then looked at just before the next tick. A stream that gives no stamp for more than one and a half periods splits the bag.
+
 Ticks that lack a stream at the ends of a bag, or come before its first goal, are left out; in the middle they split it
 into several episodes, so that no training window reaches over a gap. What was left out and why is in the episode's meta.
+With `stale="keep"` no sample is too old, and only what never came is missing; ages are in the arrays.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,15 +35,19 @@ import numpy as np
 from ros_vdd.config import parse_yaml
 from ros_vdd.data.bag import ROBOT_KEY, TASK_KEY, Bag
 from ros_vdd.data.bag_streams import BagStream, GoalStream, Tick, action_stream, goal_stream, observation_streams
-from ros_vdd.errors import ConfigError, DataError
+from ros_vdd.data.bag_ticks import clock_ticks, even_ticks
+from ros_vdd.errors import ConfigError, DataError, suggest
 from ros_vdd.streams.resample import Missing
 from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
 
 MIN_FRAMES = 2  # a single frame shows no motion
+STALE = ("drop", "keep")
+FOREVER_S = 1e9
+VERDICT_KEYS = ("verdict", "reasons", "success", "operator")  # what the recorder says of a take, below "ros_vdd."
 
 
 def episodes_from_bag(
-    path: str | Path, robot: RobotSpec, recover: bool = False
+    path: str | Path, robot: RobotSpec, recover: bool = False, clock: str | None = None, stale: str = "drop"
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
     """Yield (arrays, meta) of every unbroken demonstration in a bag.
 
@@ -46,6 +55,8 @@ def episodes_from_bag(
         path: a bag folder, .mcap or .db3.
         robot: which topics, joints, rates and ages.
         recover: read what is left of a damaged MCAP.
+        clock: "images.NAME" or "states.NAME", whose stamps are the ticks; None for even ticks.
+        stale: what becomes of ticks with a sample older than its max_age_s: "drop" or "keep".
 
     Returns:
         arrays: "images.NAME" (N, H, W, 3) uint8, "state" (N, S) float32, "goal" (N, G) float32, "action" (N, A) float32,
@@ -57,16 +68,20 @@ def episodes_from_bag(
         DataError: the bag can't be read, lacks a topic or holds it as another type; a stream's clock goes back; or no
             two ticks in a row are complete, with the reason.
     """
+    if stale not in STALE:
+        raise ConfigError(f"'stale' is {stale!r}; {suggest(stale, STALE)}")
+    robot = _ageless(robot) if stale == "keep" else robot
     bag = Bag.open(path, recover)
     observed, goal = observation_streams(bag, robot), goal_stream(bag, robot)
     streams = [*observed, *([goal] if goal else []), action_stream(bag, robot)]  # the action stands last
     _fill(bag, streams, goal)
-    ticks = _ticks(bag, streams, robot)
+    ticks = _ticks(bag, streams, robot, clock)
     runs = [(whole, list(run)) for whole, run in groupby(ticks, key=lambda tick: tick.missing is None)]
     if not any(whole and len(run) >= MIN_FRAMES for whole, run in runs):
         why = _reasons([tick for tick in ticks if tick.missing]) or "it has a single tick"
         raise DataError(f"'{bag.path}' gives no episode: {why}; {_spans(streams)}")
     meta = {"source": str(bag.path), "task": bag.custom_data.get(TASK_KEY, ""), "warnings": _warnings(bag, robot)}
+    meta |= {key: bag.custom_data[f"ros_vdd.{key}"] for key in VERDICT_KEYS if f"ros_vdd.{key}" in bag.custom_data}
     meta["refused"] = {s.key: f"{s.refused} of {s.received}: {s.refusal}" for s in streams if s.refused}
     segment = 0
     for index, (whole, run) in enumerate(runs):
@@ -96,19 +111,40 @@ def _fill(bag: Bag, streams: list[BagStream], goal: GoalStream | None) -> None:
             )
 
 
-def _ticks(bag: Bag, streams: list[BagStream], robot: RobotSpec) -> list[Tick]:
+def _ageless(robot: RobotSpec) -> RobotSpec:
+    """Return the robot with streams whose samples never grow old."""
+    cameras = {name: replace(spec, max_age_s=FOREVER_S) for name, spec in robot.cameras.items()}
+    states = {name: replace(spec, max_age_s=FOREVER_S) for name, spec in robot.states.items()}
+    source = replace(robot.action.demonstrated, max_age_s=FOREVER_S)
+    return replace(robot, cameras=cameras, states=states, action=replace(robot.action, source=source))
+
+
+def _ticks(bag: Bag, streams: list[BagStream], robot: RobotSpec, clock: str | None) -> list[Tick]:
     end_ns = min(s.stamps[-1] for s in streams if not isinstance(s, GoalStream))
     observed = streams[:-1]
-    start_ns = next((s for s in observed[0].stamps if not any(isinstance(o.at(s), Missing) for o in observed)), None)
+    reference = _reference(observed, clock)
+    start_ns = next((s for s in reference.stamps if not any(isinstance(o.at(s), Missing) for o in observed)), None)
     if start_ns is None or start_ns > end_ns:
         why = next((m.reason for s in streams if isinstance(m := s.at(end_ns), Missing)), "they follow each other")
         raise DataError(
             f"'{bag.path}': at no time is every stream there; {why}. {_spans(streams)}. Where the clocks differ, "
             "choose stamp: header or stamp: receive per stream in the robot file"
         )
-    period_ns = 1e9 / robot.rate_hz
-    count = int((end_ns - start_ns) / period_ns) + 1
-    return [Tick.sample(start_ns + round(i * period_ns), streams, robot.dt_ns) for i in range(count)]
+    if clock is None:
+        return [Tick.sample(t, streams, length_ns) for t, length_ns in even_ticks(start_ns, end_ns, robot.rate_hz)]
+    ticks = []
+    for stamp, length_ns in clock_ticks(reference.stamps, start_ns, end_ns, robot.rate_hz):
+        missing = Tick(stamp, {}, f"clock: '{clock}' is silent for more than one and a half periods")
+        ticks.append(Tick.sample(stamp, streams, length_ns) if length_ns else missing)
+    return ticks
+
+
+def _reference(observed: list[BagStream], clock: str | None) -> BagStream:
+    """Return the stream whose stamps begin the ticks, or are them."""
+    by_name = {s.key.replace("_", ".", 1): s for s in observed if not isinstance(s, GoalStream)}
+    if clock is not None and clock not in by_name:
+        raise ConfigError(f"clock '{clock}' is no observed stream; {suggest(clock, by_name)}")
+    return observed[0] if clock is None else by_name[clock]
 
 
 def _arrays(run: list[Tick], robot: RobotSpec) -> dict[str, np.ndarray]:

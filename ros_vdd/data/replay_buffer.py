@@ -54,7 +54,7 @@ def episodes_from_replay_buffer(
         for name in sorted(arrays.keys() - whole):
             values = _read(arrays, name, frames, path)
             episode[f"extra.{name}"] = values
-        episode["stamp_ns"] = np.arange(end - start, dtype=np.int64) * robot.dt_ns
+        episode["stamp_ns"] = np.rint(np.arange(end - start) * (1e9 / robot.rate_hz)).astype(np.int64)
         yield episode, {"source": path.name, "source_format": "replay_buffer", "episode": index, "mapped": sorted(used)}
         start = end
 

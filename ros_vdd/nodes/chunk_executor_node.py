@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
@@ -53,6 +54,7 @@ PARAMETERS = (
 )
 _TELL_S = 0.02  # how often the command thread's reasons are told
 _REST_S = 60.0  # how long deactivate waits for the safe action to be over
+_ARRIVES = Duration(seconds=1)  # for the last command to be received: the process may end after it
 
 
 class ChunkExecutor:
@@ -124,6 +126,7 @@ class ChunkExecutor:
                 self._command(now_ns)
         self._end_thread()
         self._tell()
+        self._publisher.wait_for_all_acked(_ARRIVES)
         if self._moving():
             raise RosVddError(f"the safe action wasn't over within {_REST_S:g} s; nothing more is commanded")
 

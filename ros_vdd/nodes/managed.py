@@ -157,6 +157,11 @@ class ManagedNode(LifecycleNode):
         self._refuse("unconfigured", Reason.FAILED)
         return _SUCCESS
 
+    def end(self) -> None:
+        """Bring what is under way to a good end before the process ends; the graph must still be there."""
+        if self._state_machine.current_state[1] == "active":
+            self.trigger_deactivate()
+
     def destroy_node(self) -> None:
         """End the work, then the node; rclpy also destroys a node whose constructor refused."""
         self._ends.close()

@@ -1,23 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a node's process: start, refuse clearly, spin, and end cleanly on SIGINT or SIGTERM."""
+"""The life of a node's process: start, refuse clearly, spin, and on SIGINT or SIGTERM bring what is under way to a good end."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.signals import SignalHandlerOptions
 
 from ros_vdd.errors import RosVddError
 
+IMPATIENT_S = 1.0  # of two signals within that time the second is an echo: a terminal and a launch file both send one
+
+
+class _Signals:
+    """SIGINT and SIGTERM. Those of rclpy end the context, and with it the way to the robot, before anything could be said to it.
+
+    A node that isn't made yet is given up at once. One that spins leaves its spin; a second signal `IMPATIENT_S` later gives up what
+    that has begun.
+    """
+
+    def __init__(self):
+        self._phase: Literal["making", "spinning", "ending", "over"] = "making"
+        self._first_s: float | None = None
+        self._leave: Callable[[], None] = lambda: None
+        self._read, write = os.pipe()
+        os.set_blocking(write, False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # the main thread may be in a wait that no signal ends
+        threading.Thread(target=self._wake, name="signals", daemon=True).start()
+
+    def spin(self, leave: Callable[[], None]) -> None:
+        """Call `leave`, in a thread of its own, at the first signal from now on."""
+        self._leave, self._phase = leave, "spinning"
+
+    def end(self) -> None:
+        """Let one more signal interrupt what ends the node."""
+        self._first_s = self._first_s or time.monotonic()
+        self._phase = "ending"
+
+    def over(self) -> None:
+        """Ignore all that come."""
+        self._phase = "over"
+
+    def _take(self, number: int, frame: Any) -> None:
+        """Run in the main thread, where it may be interrupted."""
+        late = self._first_s is not None and time.monotonic() - self._first_s > IMPATIENT_S
+        self._first_s = self._first_s or time.monotonic()
+        if self._phase == "making" or (self._phase == "ending" and late):
+            raise KeyboardInterrupt
+        if self._phase == "spinning":
+            self._leave()
+
+    def _wake(self) -> None:
+        while os.read(self._read, 1):
+            if self._phase == "spinning":
+                self._leave()
+
 
 def run(factory: Callable[[], Node], args: list[str] | None = None) -> int:
-    """Make a node and spin it until the process is asked to end.
+    """Make a node and spin it until the process is asked to end; call it in the main thread.
 
+    A node that has a method `end` is ended by it, with the graph still there: a robot is brought to its safe action.
     A single-threaded executor: the multi-threaded one costs a millisecond and drops frames, and `spin` of the
     events executor runs no callback in the Kilted wheels.
 
@@ -28,31 +82,40 @@ def run(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 after SIGINT or SIGTERM, 1 if the node refused to start.
     """
-    rclpy.init(args=args)
+    signals = _Signals()
     try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = factory()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        signals.spin(node.create_guard_condition(_leave).trigger)
     except RosVddError as error:
         print(f"refused to start: {error}", file=sys.stderr, flush=True)
         return 1  # the process ends; shutting rclpy down would call destroy_node() of a node that was never finished
-    except (KeyboardInterrupt, Exception):  # the signal came before the node was ready; RCLError isn't public
-        if rclpy.ok():
-            raise
+    except KeyboardInterrupt:  # the signal came before the node was ready
+        signals.over()
         return 0
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
     try:
         executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
-    except Exception:  # a callback under way when the signal came finds its publishers gone
-        if rclpy.ok():
-            raise
     finally:
+        signals.end()
+        try:
+            getattr(node, "end", lambda: None)()
+        except KeyboardInterrupt:
+            print(f"{node.get_name()}: told again to end; it ends at once", file=sys.stderr, flush=True)
+        signals.over()
         executor.shutdown()
         node.destroy_node()
-        if rclpy.ok():  # not after a signal; `try_shutdown` isn't public in Humble
+        if rclpy.ok():  # `try_shutdown` isn't public in Humble
             rclpy.shutdown()
     return 0
+
+
+def _leave() -> None:
+    """Leave the executor's spin, in its thread."""
+    raise ExternalShutdownException
 
 
 def publish(node: Node, publisher: Publisher, message: Any) -> None:

@@ -5,16 +5,22 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from lifecycle_msgs.msg import State  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
 from rclpy.serialization import deserialize_message  # noqa: E402
 from ros_peers import start  # noqa: E402
-from sensor_msgs.msg import Image, JointState  # noqa: E402
+from rosbags.highlevel import AnyReader  # noqa: E402
+from sensor_msgs.msg import Image, Joy, JointState  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
-from std_srvs.srv import Trigger  # noqa: E402
+from std_srvs.srv import SetBool, Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E402
 
+from ros_vdd.config import dump_yaml, parse_yaml, to_plain  # noqa: E402
 from ros_vdd.data.bag import Bag  # noqa: E402
-from ros_vdd.config import dump_yaml, to_plain  # noqa: E402
+from ros_vdd.data.cdr import definition_text  # noqa: E402
+from ros_vdd.errors import DataError  # noqa: E402
 from ros_vdd.nodes import recorder_node  # noqa: E402
 from ros_vdd.nodes.messages import LATCHED_QOS  # noqa: E402
 from ros_vdd.streams.spec import load_robot  # noqa: E402
@@ -25,8 +31,8 @@ TRIES = 400
 class Robot:
     """The recorder, a second node that publishes what the pusht robot does, and an executor that both share."""
 
-    def __init__(self, root, robot="pusht"):
-        given = [f"robot:={robot}", f"root:={root}", "task:=push", "silent_after_s:=60.0"]
+    def __init__(self, root, robot="pusht", *more):
+        given = [f"robot:={robot}", f"root:={root}", "task:=push", "silent_after_s:=60.0", *more]
         rclpy.init(args=["--ros-args", *(word for p in given for word in ("-p", p))])
         self.recorder = recorder_node.make()
         self.node = rclpy.create_node("robot")
@@ -46,10 +52,10 @@ class Robot:
             self.executor.spin_once(timeout_sec=0.05)
         raise AssertionError("it never came true")
 
-    def call(self, service):
-        client = self.node.create_client(Trigger, f"recorder_node/{service}")
+    def call(self, service, kind=Trigger, **request):
+        client = self.node.create_client(kind, f"recorder_node/{service}")
         self.spin_until(client.service_is_ready)
-        future = client.call_async(Trigger.Request())
+        future = client.call_async(kind.Request(**request))
         self.spin_until(future.done)
         return future.result()
 
@@ -155,6 +161,95 @@ def test_a_goal_published_before_the_recorder_came_is_in_every_bag(tmp_path):
         robot.close()
     ((first, _, message),) = Bag.open(tmp_path / "push" / "episode_000000").messages(["/goal"])
     assert message.data == "pull"
+
+
+def test_topics_by_pattern_are_recorded_as_their_publishers_offer_them(tmp_path):
+    robot = Robot(tmp_path, "pusht", "extra_topics:=/tools/*, told")
+    try:
+        best_effort = QoSProfile(depth=7, reliability=ReliabilityPolicy.BEST_EFFORT)
+        buttons = robot.node.create_publisher(Joy, "/tools/buttons", best_effort)
+        robot.node.create_publisher(String, "told", LATCHED_QOS).publish(String(data="once"))
+        robot.node.create_publisher(Joy, "/other/buttons", 10)
+        recorder = robot.recorder.work.recorder
+        robot.spin_until(lambda: {"/tools/buttons", "/told"} <= recorder.topics.keys())
+        robot.spin_until(lambda: "/told" in recorder.gate.heard())
+        for _ in range(TRIES):
+            buttons.publish(Joy(buttons=[1]))
+            robot.executor.spin_once(timeout_sec=0.05)
+            if "/tools/buttons" in recorder.gate.heard():
+                break
+        hear(robot, 5)
+        assert robot.call("start_episode").success
+        buttons.publish(Joy(buttons=[1, 0]))
+        robot.spin_until(lambda: robot.received() == 1)
+        assert robot.call("stop_episode").success
+    finally:
+        robot.close()
+    with AnyReader([tmp_path / "push" / "episode_000000"]) as reader:
+        offered = {c.topic: [(q.reliability.name, q.durability.name) for q in c.ext.offered_qos_profiles] for c in reader.connections}
+        assert offered["/tools/buttons"] == [("BEST_EFFORT", "VOLATILE")]
+        assert offered["/told"] == [("RELIABLE", "TRANSIENT_LOCAL")]
+        assert offered["/joint_states"] == [("RELIABLE", "VOLATILE")] and "/other/buttons" not in offered
+        ((connection, _, raw),) = reader.messages([c for c in reader.connections if c.topic == "/tools/buttons"])
+        assert list(reader.deserialize(raw, connection.msgtype).buttons) == [1, 0]
+
+
+def test_a_type_whose_definition_is_not_known_refuses_the_start_by_name(tmp_path, monkeypatch):
+    def known(type_name):  # all message packages that come with rclpy are standard ones
+        if type_name.startswith("lifecycle_msgs"):
+            raise DataError("no definition")
+        return definition_text(type_name)
+
+    monkeypatch.setattr("ros_vdd.runtime.recording.definition_text", known)
+    robot = Robot(tmp_path, "pusht", "extra_topics:=/lab/*")
+    try:
+        robot.node.create_publisher(State, "/lab/state", 10)
+        hear(robot)
+        robot.spin_until(lambda: robot.recorder.work.recorder.gate.refused)
+        refused = robot.call("start_episode")
+    finally:
+        robot.close()
+    assert not refused.success
+    assert refused.message.startswith("not started: /lab/state is lifecycle_msgs/msg/State, whose definition isn't known")
+
+
+def test_what_the_middleware_drops_is_counted_exactly(tmp_path):
+    robot = Robot(tmp_path, "pusht", "queue_depth:=3")
+    try:
+        hear(robot)
+        assert robot.call("start_episode").success
+        for number in range(1, 41):  # nobody listens meanwhile: three of them are kept
+            robot.publish(number)
+        robot.spin_until(lambda: robot.received() >= 9)
+        robot.publish(41)
+        robot.spin_until(lambda: robot.received() >= 12)
+        stopped = robot.call("stop_episode")
+    finally:
+        robot.close()
+    bag = Bag.open(tmp_path / "push" / "episode_000000")
+    lost = parse_yaml(bag.custom_data["ros_vdd.lost"])
+    assert {name: info.count + lost.get(name, 0) for name, info in bag.topics.items()} == dict.fromkeys(bag.topics, 41)
+    assert all(lost[name] >= 30 for name in bag.topics) and "lost: " in stopped.message
+
+
+def test_success_and_verdict_are_told_and_the_figures_are_in_the_diagnostics(robot, tmp_path):
+    told = []
+    robot.node.create_subscription(DiagnosticArray, "/diagnostics", told.append, 10)
+    hear(robot)
+    assert robot.call("start_episode").success
+    robot.publish(1)
+    robot.spin_until(lambda: robot.received() == 3)
+    assert robot.call("mark_success", SetBool, data=True).success
+    stopped = robot.call("stop_episode")
+    assert "verdict: reject: lasted" in stopped.message
+    assert robot.call("mark_success", SetBool, data=False).message == "episode_000000 is marked as a failure"
+    robot.spin_until(lambda: told)
+    status = told[-1].status[0]
+    values = {value.key: value.value for value in status.values}
+    assert status.name == "recorder_node: recording"
+    assert {"recording", "queue_mb", "/joint_states.rate_hz", "/joint_states.lost", "/joint_states.age_s"} <= values.keys()
+    custom = Bag.open(tmp_path / "push" / "episode_000000").custom_data
+    assert (custom["ros_vdd.success"], custom["ros_vdd.verdict"]) == ("false", "reject") and custom["ros_vdd.revision"]
 
 
 def test_no_robot_file_is_refused():

@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """An operator's requests: start is refused while a topic is silent, an episode is never lost by a discard."""
 
+import os
+import threading
+
 import numpy as np
 import pytest
 from make_bags import SECOND, image, joint_state, serialize, text, trajectory
+from mcap.reader import make_reader
 
-from ros_vdd.config import parse_yaml
+from ros_vdd.config import parse_yaml, to_plain
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_convert import episodes_from_bag
 from ros_vdd.errors import DataError
 from ros_vdd.runtime.recording import EpisodeRecorder
 from ros_vdd.runtime.recording_options import RecordingOptions
-from ros_vdd.streams.spec import load_robot
+from ros_vdd.streams.spec import load_robot, robot_from_mapping
 
 TOPICS = {"/joint_states": "sensor_msgs/msg/JointState", "/rumour": "sensor_msgs/msg/JointState"}
 DATA = serialize(joint_state(0))
 ROBOT = load_robot("pusht")
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda _: None)  # takes 20 ms on a disk
 
 
 class Clock:
@@ -213,3 +222,176 @@ def test_a_goal_that_comes_first_takes_the_place_of_the_latched_one(told, tmp_pa
 
 def test_start_is_refused_while_no_goal_was_given(told):
     assert demonstrate(told, 0).message == "not started: /goal (std_msgs/msg/String) never came"
+
+
+def take(recorder, numbers, topic="/joint_states", step_ms=10, begin_ms=0):
+    for k, number in enumerate(numbers):
+        recorder.receive(topic, (begin_ms + k * step_ms) * 1_000_000, DATA, number, b"p")
+
+
+def custom(root, number=0):
+    return Bag.open(root / "push" / f"episode_{number:06d}").custom_data
+
+
+def test_published_is_recorded_and_reported_lost(tmp_path, clock):
+    recorder = make(tmp_path, clock, queue_mb=2 * 3 * len(DATA) / 1e6)  # three messages of each topic may wait
+    take(recorder, [1])
+    recorder.start()
+    take(recorder, [2, 3, 6, 7, 8, 9])  # 4 and 5 are lost in the middleware; 7, 8 and 9 find no room
+    reply = ask(recorder.stop())
+    causes = parse_yaml(custom(tmp_path)["ros_vdd.lost_by_cause"])["/joint_states"]
+    count = Bag.open(tmp_path / "push" / "episode_000000").topics["/joint_states"].count
+    assert (count, causes) == (3, {"dds": 2, "queue": 3}) and "lost: /joint_states 5" in reply.message
+    assert parse_yaml(custom(tmp_path)["ros_vdd.lost"]) == {"/joint_states": 5}
+
+
+def test_the_verdict_is_said_and_stored_with_its_reasons(tmp_path, clock):
+    robot = robot_from_mapping({**to_plain(ROBOT), "quality": {"min_duration_s": 0.5}})
+    topics = {f"/{topic}": type_name for topic, type_name in robot.topics().items()}
+    recorder = make(tmp_path, clock, topics, (), robot=robot, operator="ann", revision="abc")
+    for seconds, level in ((0.6, "accept"), (0.4, "reject")):
+        recorder.start()
+        for topic in topics:
+            take(recorder, [None] * round(seconds * 100 + 1), topic)
+        reply = ask(recorder.stop())
+        assert f"verdict: {level}" in reply.message and reply.success
+    assert custom(tmp_path, 0)["ros_vdd.verdict"] == "accept" and custom(tmp_path, 0)["ros_vdd.reasons"] == ""
+    assert custom(tmp_path, 1)["ros_vdd.reasons"] == "lasted 0.40 s, at least 0.5 s is asked for"
+    assert (custom(tmp_path)["ros_vdd.operator"], custom(tmp_path)["ros_vdd.revision"]) == ("ann", "abc")
+
+
+def test_success_is_marked_while_recording_and_afterwards(recorder, tmp_path):
+    assert ask(recorder.mark_success(True)) == (False, "no episode to mark since the recorder started")
+    demonstrate(recorder)
+    assert ask(recorder.mark_success(True)).success
+    ask(recorder.stop())
+    assert custom(tmp_path)["ros_vdd.success"] == "true"
+    assert ask(recorder.mark_success(False)) == (True, "episode_000000 is marked as a failure")
+    assert custom(tmp_path)["ros_vdd.success"] == "false" and custom(tmp_path)["ros_vdd.task"] == "push"
+    demonstrate(recorder)
+    ask(recorder.stop())
+    assert "ros_vdd.success" not in custom(tmp_path, 1)
+
+
+def test_below_the_floor_of_free_space_no_episode_begins_and_one_in_progress_ends_complete(tmp_path, clock):
+    free = [3e9]
+    recorder = make(tmp_path, clock, free=lambda _: free[0], min_free_gb=2.0)
+    assert demonstrate(recorder).success
+    clock.now_ns += SECOND
+    recorder.settle()
+    assert recorder.recording
+    free[0] = 1.5e9
+    clock.now_ns += SECOND
+    recorder.settle()
+    assert not recorder.recording
+    assert "1.50 GB free" in recorder.notes[-1].text and recorder.notes[-1].level == "error"
+    assert "1.50 GB free" in ask(recorder.stop()).message
+    assert Bag.open(tmp_path / "push" / "episode_000000").topics["/joint_states"].count == 3
+    assert custom(tmp_path)["ros_vdd.verdict"] in ("warn", "reject") and "GB free" in custom(tmp_path)["ros_vdd.reasons"]
+    refused = demonstrate(recorder)
+    assert not refused.success and "min_free_gb is 2" in refused.message and not recorder.recording
+    free[0] = 3e9
+    assert "episode_000001" in demonstrate(recorder).message
+
+
+def test_the_last_seconds_before_the_start_are_in_the_episode_and_in_no_other(tmp_path, clock):
+    recorder = make(tmp_path, clock, pre_roll_s=0.05)
+    for k in range(20):
+        clock.now_ns += SECOND // 100
+        take(recorder, [k], begin_ms=10 * k)
+    assert ask(recorder.start()).success
+    take(recorder, [20], begin_ms=200)
+    ask(recorder.stop())
+    assert ask(recorder.start()).success
+    take(recorder, [21], begin_ms=210)
+    ask(recorder.stop())
+    times = [[m.log_time_ns // 1_000_000 for m in Bag.open(tmp_path / "push" / f"episode_{n:06d}").messages()] for n in (0, 1)]
+    assert times == [[150, 160, 170, 180, 190, 200], [210]]
+
+
+def test_an_episode_with_a_pre_roll_begins_with_the_goal_in_force_then(tmp_path, clock):
+    topics = {"/goal": "std_msgs/msg/String", **TOPICS}
+    recorder = make(tmp_path, clock, topics, ["/goal"], latched=["/goal"], pre_roll_s=0.1)
+    recorder.receive("/goal", 1, serialize(text("push")))
+    clock.now_ns += SECOND
+    take(recorder, [1], begin_ms=1000)
+    recorder.receive("/goal", 1_050_000_000, serialize(text("pull")))
+    take(recorder, [2], begin_ms=1060)
+    ask(recorder.start())
+    ask(recorder.stop())
+    assert goals(tmp_path / "push" / "episode_000000") == [(1_000_000_000, "push"), (1_050_000_000, "pull")]
+    ask(recorder.start())
+    take(recorder, [3], begin_ms=2000)
+    ask(recorder.stop())
+    assert goals(tmp_path / "push" / "episode_000001") == [(2_000_000_000, "pull")]
+
+
+def test_what_a_crash_left_is_recovered_at_the_next_start(tmp_path, clock):
+    first = make(tmp_path, clock)
+    demonstrate(first)
+    first.settle()
+    clock.now_ns += SECOND
+    first.settle()
+    os.close(first._take.bag._lock)  # as the end of a process does
+    (tmp_path / "push" / "episode_000001.partial").mkdir()
+    second = make(tmp_path, clock)
+    texts = [note.text for note in second.notes]
+    assert "episode_000000 was left unfinished and is recovered: 3 messages (/joint_states 3, /rumour 0)" in texts[0]
+    assert "episode_000001.partial held no message" in texts[1] and len(texts) == 2
+    assert custom(tmp_path)["ros_vdd.recovered"].startswith("the recorder ended without completing it")
+    assert "episode_000002" in demonstrate(second).message
+
+
+def test_another_recorder_s_episode_is_left_alone(tmp_path, clock):
+    first = make(tmp_path, clock)
+    demonstrate(first)
+    assert not make(tmp_path, clock).notes
+    assert ask(first.stop()).success
+
+
+def test_a_topic_that_matches_but_can_t_be_recorded_refuses_the_start_by_name(recorder):
+    recorder.gate.refused = {"/grip": "is lab_msgs/msg/Grip, whose definition isn't known"}
+    assert demonstrate(recorder).message == "not started: /grip is lab_msgs/msg/Grip, whose definition isn't known"
+
+
+def test_a_topic_found_during_an_episode_is_recorded_from_then_on(recorder, tmp_path):
+    demonstrate(recorder)
+    recorder.add_topic("/late", "std_msgs/msg/String")
+    recorder.receive("/late", 9, serialize(text("x")))
+    assert ask(recorder.stop()).success
+    assert Bag.open(tmp_path / "push" / "episode_000000").topics["/late"].count == 1
+
+
+def test_a_long_episode_is_split_and_is_one_bag(tmp_path, clock):
+    recorder = make(tmp_path, clock, split_s=0.2)
+    take(recorder, [0])
+    recorder.start()
+    take(recorder, range(1, 101))
+    ask(recorder.stop())
+    folder = tmp_path / "push" / "episode_000000"
+    assert len(list(folder.glob("*.mcap"))) == 5 and Bag.open(folder).topics["/joint_states"].count == 100
+
+
+def test_the_thread_that_receives_never_waits_for_the_disk(tmp_path, clock, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr("ros_vdd.data.mcap_writer.McapWriter.sync", lambda self: gate.wait(30))
+    recorder = make(tmp_path, clock, threaded=True)
+    recorder.receive("/joint_states", 0, DATA)
+    recorder.start()
+    take(recorder, range(1, 51))
+    stopped = recorder.stop()
+    started = recorder.start()  # while the first one is being closed
+    take(recorder, range(51, 101))
+    assert not stopped.done() and not started.done()
+    gate.set()
+    assert "50 messages" in stopped.result(timeout=30).message
+    assert "50 messages" in recorder.close().message
+
+
+def test_numbers_go_on_in_the_bag(recorder, tmp_path):
+    take(recorder, [6])
+    recorder.start()
+    take(recorder, [7, 8, 9])
+    ask(recorder.stop())
+    with (tmp_path / "push" / "episode_000000" / "episode_000000_0.mcap").open("rb") as stream:
+        assert [message.sequence for _, _, message in make_reader(stream).iter_messages()] == [7, 8, 9]

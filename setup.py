@@ -72,6 +72,8 @@ setup(
             "policy_node = ros_vdd.nodes.policy_node:main",
             "chunk_executor_node = ros_vdd.nodes.chunk_executor_node:main",
             "recorder_node = ros_vdd.nodes.recorder_node:main",
+            "recorder_keyboard = ros_vdd.nodes.recorder_keyboard:main",
+            "recorder_joystick = ros_vdd.nodes.recorder_joystick:main",
             "sim_bridge_node = ros_vdd.nodes.sim_bridge_node:main",
         ]
     },

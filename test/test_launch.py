@@ -18,6 +18,7 @@ from launch.actions import DeclareLaunchArgument  # noqa: E402
 from launch.launch_description_sources import get_launch_description_from_python_launch_file  # noqa: E402
 from ros_peers import Peer  # noqa: E402
 from tiny_policy import write_policy, write_robot  # noqa: E402
+from sensor_msgs.msg import Joy  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ def installed(tmp_path, monkeypatch):
     for folder in ("share/ament_index/resource_index/packages", "lib/ros_vdd"):
         (prefix / folder).mkdir(parents=True)
     (prefix / "share/ament_index/resource_index/packages/ros_vdd").touch()
-    for name in ("policy_node", "chunk_executor_node"):
+    for name in ("policy_node", "chunk_executor_node", "recorder_node", "recorder_joystick"):
         script = prefix / "lib/ros_vdd" / name
         script.write_text(f"#!{sys.executable}\nimport sys\nfrom ros_vdd.nodes.{name} import main\nsys.exit(main())\n")
         script.chmod(0o755)
@@ -72,3 +73,27 @@ def test_policy_launch_drives_a_robot_in_its_namespace(installed, tmp_path):
         peer.close()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(timeout=30) == 0
+
+
+def test_record_launch_records_what_a_button_asks_for(installed, tmp_path):
+    robot = write_robot(tmp_path / "tiny.yaml")
+    given = [f"robot:={robot}", f"root:={tmp_path / 'episodes'}", "task:=touch", "joystick:=true", "namespace:=launched"]
+    command = [sys.executable, "-c", INCLUDE, str(ROOT / "launch" / "record.launch.py"), *given]
+    process = subprocess.Popen(command, start_new_session=True)
+    peer = Peer("launched")
+    try:
+        buttons = peer.node.create_publisher(Joy, "joy", 10)
+        commands = peer.node.create_publisher(JointTrajectory, "command", 10)
+        held = iter(range(10**6))
+
+        def demonstrate():
+            peer.publish()
+            commands.publish(JointTrajectory())
+            buttons.publish(Joy(buttons=[0] * 7 + [next(held) % 20 // 19]))  # start is pressed now and then
+
+        peer.until((tmp_path / "episodes" / "touch" / "episode_000000.partial").exists, demonstrate)
+    finally:
+        peer.close()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(timeout=30) == 0
+    assert (tmp_path / "episodes" / "touch" / "episode_000000" / "metadata.yaml").is_file()

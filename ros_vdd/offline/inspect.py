@@ -1,116 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ros-vdd inspect`: what a bag, an episode store or a policy folder holds, as a table or as JSON."""
+"""`ros-vdd inspect`: what a bag, an episode store or a policy holds and how good it is: as text, as JSON, as one HTML page."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from ros_vdd import resources
-from ros_vdd.bundle import MANIFEST, SUMS, Bundle
-from ros_vdd.config import to_plain
-from ros_vdd.data.episodes import EpisodeStore
-from ros_vdd.errors import DataError
+from ros_vdd.bundle import MANIFEST, SUMS
+from ros_vdd.errors import ConfigError, DataError
+from ros_vdd.offline.inspect_bag import describe_bag, look_at_bag
+from ros_vdd.offline.inspect_policy import describe_policy, look_at_policy
+from ros_vdd.offline.inspect_store import describe_store, look_at_store
 from ros_vdd.offline.inspect_tables import show_bag, show_policy, show_store
+from ros_vdd.streams.spec import load_robot
 
-HELP = "say what a bag, an episode store or a policy holds"
+HELP = "say what a bag, an episode store or a policy holds, and which demonstrations to keep"
+FULL = 48  # episodes with pictures and plots on a page
+
+
+class Told(NamedTuple):
+    """What was found: as plain values, as text, and as a page."""
+
+    content: dict[str, Any]
+    text: str
+    page: str | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("path", metavar="PATH", help="a bag (folder, .mcap, .db3), an episode store, a policy")
     parser.add_argument("--json", action="store_true", help="print JSON with stable keys instead of a table")
+    parser.add_argument("--html", metavar="FILE", help="also write one page with pictures and plots, complete in itself")
+    parser.add_argument("--robot", metavar="ROBOT", help="robot file or shipped name: judge by it; default: the one inside")
+    parser.add_argument("--episodes", metavar="A:B", help="stores: episodes that the page shows in full, counted from 0, B left out")
+    parser.add_argument("--full", type=int, default=FULL, metavar="N", help="stores: at most so many in full (default %(default)s)")
+    parser.add_argument("--no-images", action="store_true", help="stores: don't look through the images; large stores take less time")
     parser.add_argument("--recover", action="store_true", help="bags: read what is left of a damaged MCAP")
 
 
 def run(args: argparse.Namespace) -> int:
     """Find out what the path is and describe it; a policy may be named as shipped."""
     path = resources.find("models", args.path)
+    if args.html:
+        resources.require_file_place(args.html)
     if (path / MANIFEST).is_file() or (path / SUMS).is_file():
-        content, show = describe_policy(path), show_policy
+        told = _policy(path, args)
     elif (path / "store.yaml").is_file():
-        content, show = describe_store(path), show_store
+        told = _store(path, args)
     elif path.suffix == ".zarr":
         raise DataError(f"'{path}' is a zarr; turn it into an episode store with ros-vdd convert, then inspect that")
     else:
-        content, show = describe_bag(path, args.recover, progress=not args.json), show_bag
-    print(json.dumps(content, indent=2, allow_nan=False) if args.json else show(content))
+        told = _bag(path, args)
+    if told.page is not None:
+        Path(args.html).write_text(told.page, encoding="utf-8")
+    print(json.dumps(told.content, indent=2, allow_nan=False, default=str) if args.json else told.text)
     return 0
 
 
-def describe_bag(path: Path, recover: bool = False, progress: bool = False) -> dict[str, Any]:
-    """Return storage, warnings, custom data and the statistics of each topic.
+def parse_range(text: str, count: int) -> list[int]:
+    """Return the numbers below `count` that "A:B", "A:", ":B" or "A" names.
 
     Raises:
-        DataError: the bag can't be read.
+        ConfigError: it is none of these, or names nothing.
     """
-    from tqdm import tqdm
-
-    from ros_vdd.data.bag import Bag
-    from ros_vdd.data.bag_statistics import statistics
-
-    bag = Bag.open(path, recover)
-    total = sum(info.count for info in bag.topics.values())
-    bar = tqdm(bag.raw_messages(bag.topics), total=total, unit="message", disable=not progress, leave=False, delay=2)
-    topics = to_plain(statistics(bag, bar))
-    known = {"storage": bag.storage, "warnings": bag.warnings, "custom_data": bag.custom_data}
-    return {"kind": "bag", "path": str(path), **known, "topics": topics}
+    found = re.fullmatch(r"(\d*)(:?)(\d*)", text)
+    if not found or not text.strip(":"):
+        raise ConfigError(f"--episodes is '{text}'; expected A:B, A:, :B or one number")
+    first, colon, end = found.groups()
+    begin = int(first or 0)
+    chosen = list(range(count))[begin : int(end) if end else None] if colon else [begin] if begin < count else []
+    if not chosen:
+        raise ConfigError(f"--episodes {text} names none of the {count} episodes, 0 to {count - 1}")
+    return chosen
 
 
-def describe_store(path: Path) -> dict[str, Any]:
-    """Return episodes, frames, robot and the shape and range of each array; images are not looked through.
+def _policy(path: Path, args: argparse.Namespace) -> Told:
+    from ros_vdd.offline.inspect_page_policy import policy_page
 
-    Raises:
-        DataError: the store or an episode can't be read.
-    """
-    store = EpisodeStore(path)
-    lengths = [episode.length for episode in store]
-    arrays: dict[str, dict[str, Any]] = {}
-    for episode in store:
-        for name in episode:
-            _widen(arrays, name, episode[name])
-    frames = sum(lengths)
-    return {
-        "kind": "episodes",
-        "path": str(path),
-        "robot": store.robot.name,
-        "rate_hz": store.robot.rate_hz,
-        "episodes": len(lengths),
-        "frames": frames,
-        "duration_s": frames / store.robot.rate_hz,
-        "shortest": min(lengths, default=0),
-        "longest": max(lengths, default=0),
-        "fingerprint": store.fingerprint(),
-        "arrays": arrays,
-    }
+    view = look_at_policy(path)
+    content = describe_policy(view)
+    return Told(content, show_policy(content), policy_page(view, content) if args.html else None)
 
 
-def describe_policy(path: Path) -> dict[str, Any]:
-    """Return what a policy's manifest says, after every file of it was checked.
+def _store(path: Path, args: argparse.Namespace) -> Told:
+    from ros_vdd.offline.inspect_page_store import choose_full, store_page
 
-    Raises:
-        PolicyError: the folder is incomplete or damaged.
-    """
-    bundle = Bundle.open(path)
-    manifest = to_plain(bundle.manifest)
-    files = {p.name: p.stat().st_size for p in sorted(path.iterdir()) if p.is_file()}
-    inputs = {name: list(shape) for name, shape in bundle.input_shapes.items()}
-    robot = {"robot": bundle.robot.name, "rate_hz": bundle.robot.rate_hz, "actions": list(bundle.robot.action.joints)}
-    past = list(bundle.past_shape) if bundle.past_shape else None
-    manifest = {**manifest, **robot, "policy_kind": manifest["kind"], "past_actions": past}
-    return {**manifest, "kind": "policy", "path": str(path), "sha256": bundle.sha256, "inputs": inputs, "files": files}
+    robot = load_robot(args.robot) if args.robot else None
+    view = look_at_store(path, robot, not args.no_images, progress=not args.json)
+    content = describe_store(view)
+    if not args.html:
+        return Told(content, show_store(content), None)
+    full = parse_range(args.episodes, len(view.reviews)) if args.episodes else choose_full(view.reviews, args.full)
+    return Told(content, show_store(content), store_page(view, content, full))
 
 
-def _widen(arrays: dict[str, dict[str, Any]], name: str, array: np.ndarray) -> None:
-    """Take one episode's array into the overall shape, type and range (per column, for arrays of vectors)."""
-    empty = {"shape": list(array.shape[1:]), "dtype": str(array.dtype), "min": None, "max": None}
-    known = arrays.setdefault(name, empty)
-    if array.ndim > 2 or not len(array):
-        return
-    low, high = (np.atleast_1d(extreme).tolist() for extreme in (array.min(axis=0), array.max(axis=0)))
-    known["min"] = low if known["min"] is None else list(map(min, known["min"], low))
-    known["max"] = high if known["max"] is None else list(map(max, known["max"], high))
+def _bag(path: Path, args: argparse.Namespace) -> Told:
+    from ros_vdd.offline.inspect_page_bag import bag_page
+
+    robot = load_robot(args.robot) if args.robot else None
+    view = look_at_bag(path, robot, args.recover, progress=not args.json)
+    content = describe_bag(view)
+    return Told(content, show_bag(content), bag_page(view, content) if args.html else None)

@@ -35,7 +35,7 @@ def decode_compressed(data: bytes, width: int, height: int) -> np.ndarray:
     limit = width * height * _MAX_PIXEL_BYTES + _MAX_EXTRA_BYTES
     if len(data) > limit:
         raise StreamError(f"compressed image has {len(data)} bytes; one of {width}x{height} pixels has at most {limit}")
-    found = _size(data)
+    found = picture_size(data)
     if found != (width, height):
         raise StreamError(
             f"compressed image has {found[0]}x{found[1]} pixels, the robot file says {width}x{height}; "
@@ -52,8 +52,12 @@ def decode_compressed(data: bytes, width: int, height: int) -> np.ndarray:
     return image
 
 
-def _size(data: bytes) -> tuple[int, int]:
-    """Return (width, height) as the file's header says."""
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) [px] of a JPEG or PNG as its header says; nothing is decoded.
+
+    Raises:
+        StreamError: it is neither, or has no header.
+    """
     if data.startswith(_JPEG):
         return _jpeg_size(data)
     if data.startswith(_PNG) and len(data) >= 24 and data[12:16] == b"IHDR":

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which columns of "state" and "action" show the motion, which of them are of one joint, and how far each goes in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ros_vdd.data.episode_quality_motion import unwrapped
+from ros_vdd.streams.spec import RobotSpec
+
+NOISE = 2e-3  # of the range between its limits: a joint that goes no further in the whole store doesn't move
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a robot's arrays are.
+
+    Attributes:
+        state: index in "state" of each position, in order.
+        names, units: of those, "STREAM.JOINT" and the stream's unit.
+        pairs: (action column, place in `state`) of each joint that is commanded and measured under one name in one unit.
+    """
+
+    state: tuple[int, ...]
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    pairs: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, robot: RobotSpec) -> Columns:
+        """Find the columns by the robot file; of a joint that several streams measure the first one counts."""
+        features = [(n, s.unit, joint, field) for n, s in robot.states.items() for joint, field in s.features]
+        found = [(i, n, u, joint) for i, (n, u, joint, field) in enumerate(features) if field == "position"]
+        first: dict[str, int] = {}
+        for place, (_, _, unit, joint) in enumerate(found):
+            if unit == robot.action.unit:
+                first.setdefault(joint, place)
+        pairs = tuple((i, first[joint]) for i, joint in enumerate(robot.action.joints) if joint in first)
+        return cls(tuple(f[0] for f in found), tuple(f"{f[1]}.{f[3]}" for f in found), tuple(f[2] for f in found), pairs)
+
+    def positions(self, arrays: Mapping[str, np.ndarray], robot: RobotSpec) -> np.ndarray:
+        """Return the measured positions `(N, C)` of an episode, float64, angles continuous; C = 0 without any."""
+        if not self.state:
+            return np.zeros((len(arrays["action"]), 0))
+        angles = [place for place, column in enumerate(self.state) if column in robot.angles]
+        return unwrapped(np.asarray(arrays["state"])[:, list(self.state)], angles)
+
+    @staticmethod
+    def actions(arrays: Mapping[str, np.ndarray], robot: RobotSpec) -> np.ndarray:
+        """Return the actions `(N, A)` of an episode, float64, angles continuous."""
+        return unwrapped(arrays["action"], [robot.action.joints.index(joint) for joint in robot.action.continuous])
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How far each column goes in the episodes that are compared [unit]; 0 where it doesn't move.
+
+    Attributes:
+        positions: (C,) of the measured positions.
+        actions: (A,) of the actions.
+    """
+
+    positions: np.ndarray
+    actions: np.ndarray
+
+    @classmethod
+    def of(cls, episodes: Iterable[Mapping[str, np.ndarray]], robot: RobotSpec) -> Scales:
+        """Look through state and action of all episodes.
+
+        What goes less than 0.2 % of the range between its limits is noise and counts as not moving.
+        """
+        columns = Columns.of(robot)
+        measured, commanded = _Range(len(columns.state)), _Range(robot.action_size)
+        for arrays in episodes:
+            measured.widen(columns.positions(arrays, robot))
+            commanded.widen(columns.actions(arrays, robot))
+        limits = np.array(robot.action.upper) - np.array(robot.action.lower)
+        positions, actions = measured.width, commanded.width
+        for action, place in columns.pairs:
+            if positions[place] < NOISE * limits[action]:
+                positions[place] = 0.0
+        return cls(positions, np.where(actions < NOISE * limits, 0.0, actions))
+
+
+class _Range:
+    def __init__(self, size: int):
+        self._low, self._high = np.full(size, np.inf), np.full(size, -np.inf)
+
+    def widen(self, values: np.ndarray) -> None:
+        self._low = np.minimum(self._low, values.min(axis=0))
+        self._high = np.maximum(self._high, values.max(axis=0))
+
+    @property
+    def width(self) -> np.ndarray:
+        return np.maximum(self._high - self._low, 0.0)

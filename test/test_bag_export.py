@@ -12,7 +12,7 @@ from ros_vdd.config import to_plain
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_convert import episodes_from_bag
 from ros_vdd.data.bag_export import BagExport, bag_robot
-from ros_vdd.data.episodes import EpisodeWriter
+from ros_vdd.data.episodes import EpisodeWriter, stage_episode
 from ros_vdd.errors import DataError
 from ros_vdd.streams.spec import load_robot, robot_from_mapping
 
@@ -39,8 +39,9 @@ def episode(spec, length=7, seed=0):
 
 
 def export(tmp_path, spec, arrays, meta=None):
-    writer, bags = EpisodeWriter(tmp_path / "store", spec), BagExport(tmp_path / "bags", spec)
-    writer.stage(tmp_path / "staged", arrays, meta or {"task": "push", "source": "x"})
+    EpisodeWriter(tmp_path / "store", spec)
+    bags = BagExport(tmp_path / "bags", spec)
+    stage_episode(spec, tmp_path / "staged", arrays, meta or {"task": "push", "source": "x"})
     return tmp_path / "bags" / bags.take(tmp_path / "staged")
 
 

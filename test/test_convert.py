@@ -50,8 +50,21 @@ def test_a_replay_buffer_becomes_a_store(root, capsys):
 
 
 def test_sources_are_added_in_the_order_given(root):
-    shutil.copytree(root / "demos.zarr", root / "more.zarr")
+    write_buffer(root / "more.zarr", action=np.ones((10, 2), np.float32))
     convert(root, sources=("demos.zarr", "more.zarr"))
+    assert [e.meta["source"] for e in EpisodeStore(root / "store")] == ["demos.zarr"] * 3 + ["more.zarr"] * 3
+
+
+def test_what_is_there_already_is_not_added_again_under_any_name(root, capsys):
+    shutil.copytree(root / "demos.zarr", root / "copy.zarr")
+    convert(root, sources=("demos.zarr", "copy.zarr"))
+    assert "copy.zarr: the same content as" in capsys.readouterr().out
+    assert convert(root, sources=("copy.zarr",)) == 0
+    told = capsys.readouterr().out
+    assert "copy.zarr: the same content is there already (3 episodes)" in told and "0 episodes, 0 frames (0 s at 10 Hz)" in told
+    assert len(EpisodeStore(root / "store")) == 3
+    write_buffer(root / "more.zarr", action=np.ones((10, 2), np.float32))
+    convert(root, sources=("copy.zarr", "more.zarr"))
     assert [e.meta["source"] for e in EpisodeStore(root / "store")] == ["demos.zarr"] * 3 + ["more.zarr"] * 3
 
 

@@ -74,7 +74,9 @@ def definition_text(type_name: str) -> tuple[str, str]:
     return store.generate_msgdef(type_name, ros_version=2)[0], store.hash_rihs01(type_name)
 
 
+@functools.lru_cache(maxsize=256)
 def _store_of(type_name: str, definition: Definition):
+    """Return the types of one definition; the bags of a folder share theirs, and compiling them takes longer than a short bag."""
     store = get_typestore(Stores.EMPTY)
     try:
         for types in _parse(type_name, definition):

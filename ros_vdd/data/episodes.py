@@ -99,6 +99,16 @@ def save_episode(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[s
     (folder / "meta.yaml").write_text(text, encoding="utf-8")
 
 
+def stage_episode(robot: RobotSpec, folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Check one episode and write it into a new folder, which is part of no store until `EpisodeWriter.take`.
+
+    Raises:
+        DataError: an array is missing, has the wrong shape or type, or holds a value that isn't finite.
+    """
+    check_episode(robot, arrays)
+    save_episode(folder, arrays, meta)
+
+
 class EpisodeStore:
     """All episodes of a store, in order."""
 
@@ -169,19 +179,14 @@ class EpisodeWriter:
         """
         staging = self.root / f".episode_{self._next:06d}.partial"
         shutil.rmtree(staging, ignore_errors=True)
-        self.stage(staging, arrays, meta)
+        stage_episode(self.robot, staging, arrays, meta)
         return self.take(staging)
-
-    def stage(self, folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-        """Check one episode and write it into a new folder, which is no part of the store until `take`; raises as `add`."""
-        check_episode(self.robot, arrays)
-        save_episode(folder, arrays, meta)
 
     def take(self, folder: Path, **more: Any) -> str:
         """Make a staged episode the next one of the store, by one rename; return its name.
 
         Args:
-            folder: what `stage` wrote, on the same file system.
+            folder: what `stage_episode` wrote, on the same file system.
             more: what is known of it only now, for its meta.
         """
         if more:

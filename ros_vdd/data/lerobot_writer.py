@@ -27,7 +27,7 @@ from ros_vdd.data.lerobot_info import INFO, POLICY_VIEW, LeRobotInfo, read_json
 from ros_vdd.data.lerobot_mapping import value_names
 from ros_vdd.data.lerobot_stats import merge, picture_stats, vector_stats
 from ros_vdd.data.lerobot_table import column, read_table
-from ros_vdd.data.video_writer import choose_encoding, write_video
+from ros_vdd.data.video_writer import Encoding, choose_encoding, write_video
 from ros_vdd.errors import DataError
 from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
 
@@ -35,7 +35,22 @@ ROBOT = "meta/ros_vdd_robot.yaml"
 CHUNK = 1000  # files in a folder
 PLACE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 OWN = "ros_vdd/"  # columns of the table of episodes that are ours: what an episode was made from
+ORIGIN = {"source": "", "source_sha256": "", "segment": 0, "last_segment": False}
 SCALARS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"}
+
+
+def stage_episode(robot: RobotSpec, video: str, folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Check one episode and encode its pictures into a new folder, which is part of no data set until `LeRobotWriter.take`.
+
+    Raises:
+        DataError: an array is missing, has the wrong shape or type, or the encoder refuses the pictures.
+    """
+    check_episode(robot, arrays)
+    save_episode(folder, {k: arrays[k] for k in arrays if not k.startswith("images.")}, meta)
+    for name, encoding in _encodings(robot, video).items():
+        frames = arrays[f"images.{name}"]
+        write_video(folder / f"{name}.mp4", frames, robot.rate_hz, encoding)
+        np.savez(folder / f"{name}.npz", **picture_stats(frames))
 
 
 class LeRobotWriter:
@@ -51,8 +66,8 @@ class LeRobotWriter:
     """
 
     def __init__(self, root: str | Path, robot: RobotSpec, video: str = "auto"):
-        self.root, self.robot = Path(root), robot
-        self._encodings = {n: choose_encoding(video, *c.output_shape[:2]) for n, c in robot.cameras.items()}
+        self.root, self.robot, self._video = Path(root), robot, video
+        self._encodings = _encodings(robot, video)
         if (self.root / ROBOT).is_file():
             if differences := robot_from_mapping(read_yaml(self.root / ROBOT)).difference(robot):
                 raise DataError(f"data set '{self.root}' was made for another robot file: {'; '.join(differences)}")
@@ -69,24 +84,11 @@ class LeRobotWriter:
         return ({key.removeprefix(OWN): row[key] for key in row if key.startswith(OWN)} for row in self._rows)
 
     def add(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:
-        """Check and write one episode; return its name. Raises as `stage`."""
+        """Check and write one episode; return its name. Raises as `stage_episode`."""
         folder = self.root / ".staging"
         shutil.rmtree(folder, ignore_errors=True)
-        self.stage(folder, arrays, meta)
+        stage_episode(self.robot, self._video, folder, arrays, meta)
         return self.take(folder)
-
-    def stage(self, folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-        """Check one episode and encode its pictures into a new folder, which is no part of the data set until `take`.
-
-        Raises:
-            DataError: an array is missing, has the wrong shape or type, or the encoder refuses the pictures.
-        """
-        check_episode(self.robot, arrays)
-        save_episode(folder, {k: a for k, a in arrays.items() if not k.startswith("images.")}, meta)
-        for name, encoding in self._encodings.items():
-            frames = arrays[f"images.{name}"]
-            write_video(folder / f"{name}.mp4", frames, self.robot.rate_hz, encoding)
-            np.savez(folder / f"{name}.npz", **picture_stats(frames))
 
     def take(self, folder: Path, **more: Any) -> str:
         """Make a staged episode the next one of the data set; return its name.
@@ -120,7 +122,7 @@ class LeRobotWriter:
                 stats[key] = dict(found)
             _move(folder / f"{name}.mp4", self.root / f"videos/{key}/{place}.mp4")
         row |= {f"stats/{name}/{kind}": a.tolist() for name, found in stats.items() for kind, a in found.items()}
-        row |= {OWN + key: meta[key] for key in ("source", "source_sha256", "segment", "last_segment") if key in meta}
+        row |= {OWN + key: type(default)(meta.get(key, default)) for key, default in ORIGIN.items()}  # the same columns in every file
         _write_table(self.root / f"data/{place}.parquet", _table(columns))
         _write_table(self.root / "meta/tasks.parquet", _tasks_table(self._tasks))
         _write_table(self.root / f"meta/episodes/{place}.parquet", _rows_table([row]))
@@ -205,6 +207,10 @@ class LeRobotWriter:
             "features": features,
         }
         _replace(self.root / INFO, json.dumps(info, indent=4).encode())
+
+
+def _encodings(robot: RobotSpec, video: str) -> dict[str, Encoding]:
+    return {name: choose_encoding(video, *camera.output_shape[:2]) for name, camera in robot.cameras.items()}
 
 
 def _vectors(episode: Episode) -> list[str]:

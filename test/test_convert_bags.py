@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ros-vdd convert` over many bags: any number of processes gives one store; killed and started again it is the same; formats go round."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from make_bags import write_bag
+from test_bag_convert import arm, bag_of, camera, commands, robot
+
+from ros_vdd import cli
+from ros_vdd.config import dump_yaml
+from ros_vdd.data import episodes
+from ros_vdd.data.bag_convert import episodes_from_bag
+from ros_vdd.data.episodes import EpisodeStore
+from ros_vdd.errors import ConfigError, DataError
+from ros_vdd.offline import convert_work
+
+NAMES = ("first", "second", "third", "fourth")
+
+
+def events(number):
+    """A demonstration of its own length; the second one has a gap, so that it becomes two episodes."""
+    ticks = [*range(4), *range(8, 12)] if number == 1 else range(5 + number)
+    return camera(ticks), arm(range(number, 1300, 10)), commands(range(40, 1300, 100))
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "robot.yaml").write_text(dump_yaml(robot()), encoding="utf-8")
+    for number, name in enumerate(NAMES):
+        bag_of(tmp_path / name, *events(number))
+    return tmp_path
+
+
+def convert(root, *more, sources=NAMES, out="store", robot_file="robot.yaml"):
+    command = ["convert", *(str(root / s) for s in sources), "--robot", str(root / robot_file), "--out", str(root / out), "--no-progress"]
+    return cli.run([*command, *more])
+
+
+def content(folder):
+    """All files of a store but for the paths that meta.yaml names."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_any_number_of_jobs_gives_the_same_store_byte_by_byte(root):
+    convert(root)
+    convert(root, "--jobs", "3", out="parallel")
+    assert content(root / "parallel") == content(root / "store")
+    found = [(e.meta["source"].rpartition("/")[2], e.meta["segment"]) for e in EpisodeStore(root / "store")]
+    assert found == [("first", 0), ("second", 0), ("second", 1), ("third", 0), ("fourth", 0)]
+    assert not list(root.glob(".*"))
+
+
+def test_a_second_run_adds_nothing_and_a_grown_list_only_what_is_new(root, capsys):
+    convert(root, sources=NAMES[:2])
+    before = content(root / "store")
+    convert(root, sources=NAMES[:2])
+    assert content(root / "store") == before and "0 episodes" in capsys.readouterr().out.splitlines()[-1]
+    convert(root)
+    convert(root, out="whole")
+    assert content(root / "whole") == content(root / "store")
+
+
+@pytest.mark.parametrize("dies_at", [0, 2, 4])
+def test_killed_after_any_episode_the_next_run_completes_the_same_store(dies_at, root, monkeypatch):
+    convert(root, out="whole")
+    taken, take = 0, episodes.EpisodeWriter.take
+
+    def dying(self, folder, **more):
+        nonlocal taken
+        if taken == dies_at:
+            raise KeyboardInterrupt
+        taken += 1
+        return take(self, folder, **more)
+
+    monkeypatch.setattr(episodes.EpisodeWriter, "take", dying)
+    with pytest.raises(KeyboardInterrupt):
+        convert(root)
+    monkeypatch.undo()
+    left = EpisodeStore(root / "store") if (root / "store").exists() else []
+    assert [len(e["action"]) == e.length for e in left] == [True] * dies_at
+    convert(root)
+    assert content(root / "whole") == content(root / "store")
+
+
+def test_a_killed_run_s_staged_episodes_never_count(root, monkeypatch):
+    (root / ".store.staging" / "000000_000000").mkdir(parents=True)
+    (root / ".store.staging" / "000000_000000" / "meta.yaml").write_text("half")
+    convert(root)
+    assert len(EpisodeStore(root / "store")) == 5 and not (root / ".store.staging").exists()
+
+
+def test_a_refused_bag_ends_the_run_or_is_told_at_its_end(root, capsys):
+    (root / "second" / "second.mcap").write_bytes(b"no mcap at all")
+    with pytest.raises(DataError, match=r"second.mcap' is not an MCAP file \(1 episodes before it are in .*--keep-going goes on"):
+        convert(root, "--jobs", "2")
+    assert len(EpisodeStore(root / "store")) == 1
+    assert convert(root, "--keep-going") == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2].startswith(f"refused {root / 'second'}: ") and told[-1].endswith("; 1 skipped; 1 refused")
+    assert [e.meta["source"].rpartition("/")[2] for e in EpisodeStore(root / "store")] == ["first", "third", "fourth"]
+
+
+@pytest.mark.parametrize("only, kept", [("warn", 3), ("accept", 2)])
+def test_takes_of_a_worse_verdict_are_left_out(only, kept, root, capsys):
+    for name, verdict in (("second", "warn"), ("third", "reject"), ("fourth", "accept")):
+        shutil.rmtree(root / name)
+        group = sorted((e for g in events(NAMES.index(name) + 4) for e in g), key=lambda e: e[1])
+        write_bag(root / name, group, custom_data={"ros_vdd.verdict": verdict})
+    convert(root, "--only", only)
+    store = EpisodeStore(root / "store")
+    assert len(store) == kept and all(e.meta.get("verdict", "accept") != "reject" for e in store)
+    assert "third: the recorder's verdict is reject" in capsys.readouterr().out
+    convert(root, sources=["third"])
+    assert len(EpisodeStore(root / "store")) == kept + 1
+
+
+def test_clock_and_stale_reach_the_converter(root):
+    convert(root, "--clock", "images.top", "--stale", "keep", sources=["second"])
+    (expected, _), *more = episodes_from_bag(root / "second", robot(), clock="images.top", stale="keep")
+    store = EpisodeStore(root / "store")
+    np.testing.assert_array_equal(store[0]["stamp_ns"], expected["stamp_ns"])
+    assert len(store) == 1 + len(more)
+    with pytest.raises(DataError, match="clock 'top' is no observed stream"):
+        convert(root, "--clock", "top", sources=["first"], out="other")
+
+
+def test_a_store_becomes_bags_and_those_the_same_store(root):
+    convert(root)
+    convert(root, "--format", "rosbag2", sources=["store"], out="bags", robot_file="robot.yaml")
+    bags = sorted(p.name for p in (root / "bags").glob("episode_*"))
+    assert bags == [f"episode_{k:06d}" for k in range(5)]
+    convert(root, sources=[f"bags/{name}" for name in bags], robot_file="bags/robot.yaml", out="again")
+    for was, now in zip(EpisodeStore(root / "store"), EpisodeStore(root / "again")):
+        for name in ("images.top", "state", "action", "stamp_ns"):
+            np.testing.assert_array_equal(was[name], now[name])
+    convert(root, "--format", "rosbag2", sources=["store"], out="bags")
+    assert len(list((root / "bags").glob("episode_*"))) == 5
+
+
+def test_a_store_becomes_a_lerobot_data_set_and_that_the_same_store(root):
+    pytest.importorskip("pyarrow", reason="LeRobotDatasets need pyarrow")
+    pytest.importorskip("av", reason="LeRobotDatasets need PyAV")
+    convert(root)
+    convert(root, "--format", "lerobot", "--video", "lossless", "--jobs", "2", sources=["store"], out="set")
+    convert(root, sources=["set"], out="again")
+    assert len(EpisodeStore(root / "again")) == 5
+    for was, now in zip(EpisodeStore(root / "store"), EpisodeStore(root / "again")):
+        assert set(was) == set(now)
+        for name in was:
+            np.testing.assert_array_equal(was[name], now[name])
+    before = content(root / "set")
+    convert(root, "--format", "lerobot", "--video", "lossless", sources=["store"], out="set")
+    assert content(root / "set") == before
+
+
+def test_a_store_needs_no_robot_file(root):
+    convert(root)
+    assert cli.run(["convert", str(root / "store"), "--out", str(root / "copy"), "--no-progress"]) == 0
+    assert EpisodeStore(root / "copy").robot == EpisodeStore(root / "store").robot
+    with pytest.raises(DataError, match="store' is a source; choose another --out"):
+        cli.run(["convert", str(root / "store"), "--out", str(root / "store"), "--no-progress"])
+
+
+@pytest.mark.parametrize("form", ["store", "lerobot", "rosbag2"])
+def test_a_folder_of_something_else_is_told_before_anything_is_read(form, root, monkeypatch):
+    (root / "store").mkdir()
+    (root / "store" / "thesis.tex").touch()
+    monkeypatch.setattr(convert_work, "read", None)
+    with pytest.raises(DataError, match="choose another --out"):
+        convert(root, "--format", form)
+    assert os.listdir(root / "store") == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("value", ["0", "-2"])
+def test_no_jobs_are_refused(value, root):
+    with pytest.raises(ConfigError, match="'jobs' is"):
+        convert(root, "--jobs", value)

@@ -11,11 +11,11 @@ import pytest
 from ros_vdd.data import episode_quality_motion as motion
 from ros_vdd.data.episode_quality import measure
 from ros_vdd.data.episode_quality_columns import Columns, Scales
+from ros_vdd.data.episode_quality_comparison import UNUSUAL, robust_z
 from ros_vdd.data.episode_quality_lag import measure_lag, offset
 from ros_vdd.data.episode_quality_pictures import longest, measure_pictures
 from ros_vdd.data.episode_quality_survey import goal_of, remarks, survey
 from ros_vdd.data.episode_quality_twins import content_digest, nearest, outline
-from ros_vdd.data.episode_quality_verdict import UNUSUAL, robust_z
 from ros_vdd.data.episodes import EpisodeStore, EpisodeWriter
 from ros_vdd.streams.quality import QualitySpec
 from ros_vdd.streams.spec import load_robot
@@ -276,7 +276,10 @@ def test_each_kind_of_trouble_has_its_verdict_and_its_reason(tmp_path):
     episodes[6] |= {"age_ns.images_top": np.full(60, 240_000_000, np.int64)}
     episodes[7] = demonstration(7, count=600)
     episodes[8]["state"] += 40
-    episodes[9] = {k: np.concatenate([np.repeat(v[:1], 45, axis=0), v]) if k != "stamp_ns" else np.arange(105) * 100_000_000 for k, v in episodes[9].items()}
+    episodes[9] = {
+        k: np.concatenate([np.repeat(v[:1], 45, axis=0), v]) if k != "stamp_ns" else np.arange(105) * 100_000_000
+        for k, v in episodes[9].items()
+    }
     episodes[9]["stamp_ns"] = episodes[9]["stamp_ns"].astype(np.int64)
     episodes[10] = demonstration(10, lag=2)
     episodes[10]["state"], episodes[10]["action"] = episodes[10]["action"], episodes[10]["state"]

@@ -65,7 +65,9 @@ class Reader(HTMLParser):
 def read(path) -> Reader:
     text = path.read_text(encoding="utf-8")
     reader = Reader(text)
-    loaded = [a[key] for _, a in reader.tags for key in ("src", "href", "srcset", "action", "poster", "data", "xlink:href") if key in a]
+    loaded = [
+        a[key] for _, a in reader.tags for key in ("src", "href", "srcset", "action", "poster", "data", "xlink:href") if key in a
+    ]
     assert all(url.startswith(("data:image/jpeg;base64,", "#")) for url in loaded), "it asks for something outside"
     style = re.search("<style>(.*?)</style>", text, re.S).group(1)
     assert "url(" not in style and "@import" not in style
@@ -89,7 +91,9 @@ def inspected(path, tmp_path, *options):
 
 def demonstration(seed, count=40):
     rng = np.random.default_rng(seed)
-    way = np.stack([np.interp(np.arange(count), np.linspace(0, count - 1, 6), rng.uniform(100, 400, 6)) for _ in range(2)], axis=1)
+    way = np.stack(
+        [np.interp(np.arange(count), np.linspace(0, count - 1, 6), rng.uniform(100, 400, 6)) for _ in range(2)], axis=1
+    )
     images = np.full((count, 96, 96, 3), 255, np.uint8)
     for frame, (x, y) in zip(images, way / 512 * 96):
         cv2.circle(frame, (int(x), int(y)), 4, (0, 90, 200), -1)
@@ -117,7 +121,16 @@ def test_text_is_escaped_and_markup_is_not():
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(None, "–"), (0, "0"), (-0.5, "−0.5 m"), (12345.6, "12346 m"), (1.23456, "1.23 m"), (1e-9, "1e−09 m"), (0.00012, "0.00012 m")]
+    ("value", "told"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (-0.5, "−0.5 m"),
+        (12345.6, "12346 m"),
+        (1.23456, "1.23 m"),
+        (1e-9, "1e−09 m"),
+        (0.00012, "0.00012 m"),
+    ],
 )
 def test_numbers_carry_their_unit(value, told):
     assert number(value, "m") == (told if value else told if value is None else "0 m")
@@ -125,7 +138,13 @@ def test_numbers_carry_their_unit(value, told):
 
 def test_shares_times_and_sizes():
     assert [share(v) for v in (0, 0.0004, 0.053, 0.5, 1, None)] == ["0 %", "<0.1 %", "5.3 %", "50 %", "100 %", "–"]
-    assert [milliseconds(v) for v in (0.0123, 0.0012, -0.2, 1700.0, None)] == ["12 ms", "1.2 ms", "−200 ms", "1.7e+03 s".replace("1.7e+03", "1700"), "–"]
+    assert [milliseconds(v) for v in (0.0123, 0.0012, -0.2, 1700.0, None)] == [
+        "12 ms",
+        "1.2 ms",
+        "−200 ms",
+        "1.7e+03 s".replace("1.7e+03", "1700"),
+        "–",
+    ]
     assert [clock(v) for v in (3.21, 65, 3725)] == ["3.2 s", "1 min 05 s", "1 h 02 min"]
     assert [size(v) for v in (12, 1500, 2.5e6, 3e9)] == ["12 B", "1.5 kB", "2.5 MB", "3 GB"]
 
@@ -153,7 +172,9 @@ def test_limits_are_drawn_where_they_do_not_squash_the_line():
 def test_every_value_is_in_the_histogram_once():
     values = np.random.default_rng(0).normal(size=100)
     drawn = histogram(values, ["keep"] * 60 + ["drop"] * 40, "s", "")
-    bars = [(m[2], float(m[1])) for m in re.findall(r'(height="([\d.]+)" class="bar (\w+)")', drawn) for m in [(m[0], m[1], m[2])]]
+    bars = [
+        (m[2], float(m[1])) for m in re.findall(r'(height="([\d.]+)" class="bar (\w+)")', drawn) for m in [(m[0], m[1], m[2])]
+    ]
     total = {name: sum(h for n, h in bars if n == name) for name in ("keep", "drop")}
     assert total["keep"] / total["drop"] == pytest.approx(60 / 40, rel=0.02)
     assert "bar keep" in histogram([0.0] * 5, ["keep"] * 5, "", "", percent=True)
@@ -171,7 +192,9 @@ def test_a_thumbnail_keeps_red_red():
     red = np.zeros((20, 20, 3), np.uint8)
     red[..., 0] = 255
     source = Reader(thumbnail(red, "")).all("img")[0]["src"]
-    blue, green, found = cv2.imdecode(np.frombuffer(base64.b64decode(source.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)[10, 10]
+    blue, green, found = cv2.imdecode(np.frombuffer(base64.b64decode(source.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)[
+        10, 10
+    ]
     assert found > 240 and max(blue, green) < 15
 
 
@@ -228,7 +251,9 @@ def test_the_json_of_a_store_has_the_numbers_of_the_page_under_stable_keys(store
     assert told["verdicts"] == {"keep": 11, "look": 1, "drop": 1} and len(told["reviews"]) == 13
     review = told["reviews"][0]
     assert set(review) == {"name", "verdict", "goal", "meta", "reasons", "figures", "comparison"}
-    assert {"idle_share", "jerk_hz", "lag_s", "lag_correlation", "path_length", "at_limit_share", "cameras", "ages"} <= set(review["figures"])
+    assert {"idle_share", "jerk_hz", "lag_s", "lag_correlation", "path_length", "at_limit_share", "cameras", "ages"} <= set(
+        review["figures"]
+    )
     assert set(review["comparison"]["z"]) == {"duration", "path", "jerk", "idle", "lag", "start", "end"}
 
 
@@ -265,13 +290,24 @@ def recorded(tmp_path, custom_data=None, missing=(), name="bag"):
         events.append(("/joint_states", stamp + 2_000_000, joint_state(stamp, position=arrays["state"][i].astype(float))))
         for k in range(5):
             at = stamp + k * 20_000_000
-            events.append(("/joint_trajectory_controller/joint_trajectory", at + 1_000_000, trajectory(at, positions=arrays["action"][i].astype(float))))
+            events.append(
+                (
+                    "/joint_trajectory_controller/joint_trajectory",
+                    at + 1_000_000,
+                    trajectory(at, positions=arrays["action"][i].astype(float)),
+                )
+            )
     events.sort(key=lambda event: event[1])
     return write_bag(tmp_path / name, events, custom_data=custom_data or {})
 
 
 def test_a_bag_with_its_robot_file_inside_is_judged_and_drawn(tmp_path, capsys):
-    data = {"ros_vdd.robot": dump_yaml(to_plain(load_robot("pusht"))), "ros_vdd.task": EVIL, "ros_vdd.verdict": "warn", "ros_vdd.reasons": EVIL}
+    data = {
+        "ros_vdd.robot": dump_yaml(to_plain(load_robot("pusht"))),
+        "ros_vdd.task": EVIL,
+        "ros_vdd.verdict": "warn",
+        "ros_vdd.reasons": EVIL,
+    }
     path = recorded(tmp_path, data, missing=range(20, 26))
     reader = inspected(path, tmp_path)
     assert EVIL in reader.text and "silent for 0.70 s" in reader.text and "as recorded" in reader.text
@@ -321,7 +357,12 @@ def test_gaps_are_silences_beyond_a_limit_or_beyond_three_usual_intervals():
 
 
 def test_a_policy_s_page_shows_shapes_scores_ranges_and_files(tmp_path):
-    values = {"state_normalizer.low": [1.5, 2], "state_normalizer.high": [3, 4], "action_normalizer.low": [-9, 0], "action_normalizer.high": [512, 400]}
+    values = {
+        "state_normalizer.low": [1.5, 2],
+        "state_normalizer.high": [3, 4],
+        "action_normalizer.low": [-9, 0],
+        "action_normalizer.high": [512, 400],
+    }
     heads, data = {}, b""
     for key, numbers in values.items():
         piece = np.array(numbers, "<f4").tobytes()
@@ -329,11 +370,22 @@ def test_a_policy_s_page_shows_shapes_scores_ranges_and_files(tmp_path):
         data += piece
     head = json.dumps(heads).encode()
     manifest = Manifest(
-        name=f"tiny {EVIL}", kind="mixture", robot=to_plain(load_robot("pusht")), network={"a": EVIL}, n_obs_steps=2, horizon=16, n_action_steps=8,
-        experts=4, scores={EVIL: {"success_rate": 0.25, "env": EVIL}}, provenance={"method": EVIL}, calibration={"bound": 3.25},
+        name=f"tiny {EVIL}",
+        kind="mixture",
+        robot=to_plain(load_robot("pusht")),
+        network={"a": EVIL},
+        n_obs_steps=2,
+        horizon=16,
+        n_action_steps=8,
+        experts=4,
+        scores={EVIL: {"success_rate": 0.25, "env": EVIL}},
+        provenance={"method": EVIL},
+        calibration={"bound": 3.25},
     )
     path = write(tmp_path / "tiny", manifest, {"weights.safetensors": len(head).to_bytes(8, "little") + head + data}).path
-    assert read_tensor(path / "weights.safetensors", tensor_heads(path / "weights.safetensors")["state_normalizer.low"]).tolist() == [1.5, 2]
+    assert read_tensor(
+        path / "weights.safetensors", tensor_heads(path / "weights.safetensors")["state_normalizer.low"]
+    ).tolist() == [1.5, 2]
     reader = inspected(path, tmp_path)
     assert EVIL in reader.text and "4×16×2" in reader.text and "2×96×96×3" in reader.text
     assert "25 %" in reader.text and "−9" in reader.text and "weights.safetensors" in reader.text and "3.25" in reader.text

@@ -19,7 +19,7 @@ def unwrapped(values: np.ndarray, angles: Sequence[int]) -> np.ndarray:
 
 
 def idle(values: np.ndarray, tolerance: np.ndarray, ticks: int) -> np.ndarray:
-    """Return `(N,)` bool: the tick lies in a stretch of `ticks` or more in which no column leaves a band as wide as its tolerance.
+    """Return `(N,)` bool: the tick lies in a stretch of `ticks` or more in which no column leaves a band of its tolerance.
 
     A turning point, at which the motion stands for a moment, isn't idle; nor is any tick of an episode shorter than `ticks`.
 

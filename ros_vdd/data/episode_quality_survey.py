@@ -11,12 +11,14 @@ import numpy as np
 
 from ros_vdd.data.episode_quality import EpisodeFigures, measure
 from ros_vdd.data.episode_quality_columns import Scales
+from ros_vdd.data.episode_quality_comparison import CLEAR, Comparison, compare
 from ros_vdd.data.episode_quality_twins import nearest
-from ros_vdd.data.episode_quality_verdict import Bounds, Comparison, Level, compare, judge_episode
+from ros_vdd.data.episode_quality_verdict import Bounds, Level, judge_episode
 from ros_vdd.data.episodes import Episode, EpisodeStore
 from ros_vdd.errors import DataError
 from ros_vdd.streams.spec import RobotSpec
 
+DEFAULT = Bounds()
 Watch = Callable[[Iterable[Episode]], Iterable[Episode]]
 
 
@@ -45,7 +47,7 @@ class Survey(NamedTuple):
     scales: Scales
 
 
-def survey(store: EpisodeStore, pictures: bool = True, bounds: Bounds = Bounds(), watch: Watch = iter) -> Survey:
+def survey(store: EpisodeStore, pictures: bool = True, bounds: Bounds = DEFAULT, watch: Watch = iter) -> Survey:
     """Look through a store: state and action twice, everything else once.
 
     Args:
@@ -83,7 +85,7 @@ def goal_of(arrays: Mapping[str, np.ndarray], robot: RobotSpec) -> str:
     return " ".join(f"{v:.3g}" for v in vector[:4]) + (" ..." if len(vector) > 4 else "")
 
 
-def remarks(reviews: list[Review], robot: RobotSpec, bounds: Bounds = Bounds()) -> list[str]:
+def remarks(reviews: list[Review], robot: RobotSpec, bounds: Bounds = DEFAULT) -> list[str]:
     """Return what is true of the whole set and would be no news told of each episode."""
     known = [r.figures for r in reviews if r.figures]
     if not known:
@@ -91,8 +93,9 @@ def remarks(reviews: list[Review], robot: RobotSpec, bounds: Bounds = Bounds()) 
     found = []
     at_limit = float(np.median([f.at_limit_share for f in known]))
     if at_limit > bounds.at_limit:
-        found.append(f"half of the episodes are at a limit in {at_limit:.0%} of their ticks or more: limits too narrow, or commands that saturate")
-    lags = [f.lag_s for f in known if f.lag_s is not None and f.lag_correlation >= bounds.clear]
+        told = "limits too narrow, or commands that saturate"
+        found.append(f"half of the episodes are at a limit in {at_limit:.0%} of their ticks or more: {told}")
+    lags = [f.lag_s for f in known if f.lag_s is not None and f.lag_correlation >= CLEAR]
     if lags and (middle := float(np.median(lags))) < -0.5 / robot.rate_hz:
         found.append(f"the state moves {-middle * 1e3:.0f} ms before the action (median): compare stamps and the action's source")
     idle = float(np.median([f.idle_share for f in known]))

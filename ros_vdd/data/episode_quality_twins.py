@@ -31,7 +31,11 @@ def outline(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
     used = scale > 0
     places = np.linspace(0, len(values) - 1, POINTS)
     scaled = values[:, used] / scale[used]
-    return np.stack([np.interp(places, np.arange(len(values)), column) for column in scaled.T], axis=1).ravel() if used.any() else np.zeros(0)
+    return (
+        np.stack([np.interp(places, np.arange(len(values)), column) for column in scaled.T], axis=1).ravel()
+        if used.any()
+        else np.zeros(0)
+    )
 
 
 def nearest(outlines: np.ndarray, block: int = 256) -> tuple[np.ndarray, np.ndarray]:

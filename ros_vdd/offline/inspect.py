@@ -36,9 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON with stable keys instead of a table")
     parser.add_argument("--html", metavar="FILE", help="also write one page with pictures and plots, complete in itself")
     parser.add_argument("--robot", metavar="ROBOT", help="robot file or shipped name: judge by it; default: the one inside")
-    parser.add_argument("--episodes", metavar="A:B", help="stores: episodes that the page shows in full, counted from 0, B left out")
-    parser.add_argument("--full", type=int, default=FULL, metavar="N", help="stores: at most so many in full (default %(default)s)")
-    parser.add_argument("--no-images", action="store_true", help="stores: don't look through the images; large stores take less time")
+    parser.add_argument(
+        "--episodes", metavar="A:B", help="stores: episodes that the page shows in full, counted from 0, B left out"
+    )
+    parser.add_argument(
+        "--full", type=int, default=FULL, metavar="N", help="stores: at most so many in full (default %(default)s)"
+    )
+    parser.add_argument(
+        "--no-images", action="store_true", help="stores: don't look through the images; large stores take less time"
+    )
     parser.add_argument("--recover", action="store_true", help="bags: read what is left of a damaged MCAP")
 
 

@@ -226,7 +226,9 @@ def any_picture(message: Any, topic: str) -> np.ndarray:
         if encoding not in CHANNELS:
             raise StreamError(f"encoding '{encoding}' isn't shown; those that are: {', '.join(CHANNELS)}")
     try:
-        spec = CameraSpec(topic=topic.strip("/") or "image", type=type_, width=width, height=height, encoding=encoding, max_age_s=1.0)
+        spec = CameraSpec(
+            topic=topic.strip("/") or "image", type=type_, width=width, height=height, encoding=encoding, max_age_s=1.0
+        )
         return decode_image(message, spec)
     except ConfigError as error:
         raise StreamError(f"'{topic}': {error}") from error

@@ -48,7 +48,9 @@ def reasons(lines: Iterable[str]) -> Markup | None:
 
 def plots(drawn: Iterable[tuple[str, str, Markup]]) -> Markup:
     """Return plots in a grid: name, small print and drawing of each."""
-    return tag("div", [tag("figure", tag("figcaption", name, " ", tag("small", note)), svg) for name, note, svg in drawn], class_="plots")
+    return tag(
+        "div", [tag("figure", tag("figcaption", name, " ", tag("small", note)), svg) for name, note, svg in drawn], class_="plots"
+    )
 
 
 def line_key(*entries: tuple[str, str]) -> Markup:
@@ -74,7 +76,8 @@ def robot_table(robot: RobotSpec) -> list[tuple[str, ...]]:
     fastest = action.max_velocity or [None] * len(action.joints)
     rows = [("joint", "unit", "lower limit", "upper limit", "max. velocity [unit/s]")]
     return rows + [
-        (j, action.unit, number(low), number(high), number(v)) for j, low, high, v in zip(action.joints, action.lower, action.upper, fastest)
+        (j, action.unit, number(low), number(high), number(v))
+        for j, low, high, v in zip(action.joints, action.lower, action.upper, fastest)
     ]
 
 

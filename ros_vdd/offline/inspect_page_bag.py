@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-
 from ros_vdd.offline import inspect_page as parts
 from ros_vdd.offline.inspect_bag import BagView
 from ros_vdd.offline.inspect_html import Markup, table, tag
@@ -21,7 +20,15 @@ FAR_S = 1.0  # [s] between header and log that no transport explains
 
 def bag_page(view: BagView, content: dict[str, Any]) -> str:
     """Return the page; `content` as `describe_bag` returns it."""
-    shown = [_overview(view, content), _verdicts(view), _timeline(view), _topics(view), _pictures(view), _joints(view), _custom(view)]
+    shown = [
+        _overview(view, content),
+        _verdicts(view),
+        _timeline(view),
+        _topics(view),
+        _pictures(view),
+        _joints(view),
+        _custom(view),
+    ]
     return parts.document("bag", view.bag.path.resolve().name, [part for part in shown if part])
 
 
@@ -46,7 +53,14 @@ def _verdicts(view: BagView) -> Markup | None:
     if view.verdict:
         about = f"by the section quality of robot file {view.robot.name}"
         told = parts.reasons(view.verdict.reasons) or tag("p", "Nothing is wrong with it.", class_="lead")
-        cards.append(tag("article", tag("header", parts.verdict(view.verdict.level), tag("h3", "judged now"), tag("small", about)), told, class_=f"card {view.verdict.level}"))
+        cards.append(
+            tag(
+                "article",
+                tag("header", parts.verdict(view.verdict.level), tag("h3", "judged now"), tag("small", about)),
+                told,
+                class_=f"card {view.verdict.level}",
+            )
+        )
     if level := recorded.get("verdict"):
         style = level if level in parts.SIGNS else "warn"
         who = " · ".join(f"{k} {recorded[k]}" for k in ("operator", "success", "revision") if recorded.get(k))
@@ -61,13 +75,18 @@ def _timeline(view: BagView) -> Markup | None:
         if not len(times):
             continue
         found = view.gaps.get(topic, [])
-        svg = strip([(a, b, "gap") for a, b in found], times, view.duration_s, f"{topic}: {len(times)} messages, {len(found)} gaps")
+        svg = strip(
+            [(a, b, "gap") for a, b in found], times, view.duration_s, f"{topic}: {len(times)} messages, {len(found)} gaps"
+        )
         worst = max(found, key=lambda gap: gap[1] - gap[0], default=None)
         told = f"{len(found)}: worst {number(worst[1] - worst[0], 's')} at {number(worst[0], 's')}" if worst else "none"
         rows.append((tag("code", topic), tag("td", svg, class_="wide"), tag("td", told, class_="short")))
     if not rows:
         return None
-    lead = f"From 0 to {clock(view.duration_s)} by log time. A gap is a silence longer than quality allows; of a topic that no robot file names, longer than three times its usual interval."
+    lead = (
+        f"From 0 to {clock(view.duration_s)} by log time. A gap is a silence longer than the robot file allows; of a topic that"
+    )
+    lead += " none names, longer than three times its usual interval."
     key = parts.line_key(("seen", "messages"), ("gap", "gap"))
     return parts.section("Timeline", lead, key, table(("topic", f"0 to {clock(view.duration_s)}", "gaps"), rows))
 
@@ -76,14 +95,27 @@ def _topics(view: BagView) -> Markup:
     rows = []
     for topic, told in view.topics.items():
         offset = told.log_minus_header_s
-        spread = tag("td", f"{milliseconds(offset[1])} ({milliseconds(offset[0])} to {milliseconds(offset[2])})" if offset else "–", class_="n")
+        spread = tag(
+            "td",
+            f"{milliseconds(offset[1])} ({milliseconds(offset[0])} to {milliseconds(offset[2])})" if offset else "–",
+            class_="n",
+        )
         notes = [told.undecodable] if told.undecodable else []
         notes += [f"{told.unstamped} with stamp zero"] if told.unstamped else []
         notes += ["the header is of another clock than the log"] if offset and abs(offset[1]) > FAR_S else []
         gap = "–" if told.largest_gap_s is None else f"{milliseconds(told.largest_gap_s)} at {number(told.largest_gap_at_s, 's')}"
-        numbers = [tag("td", text, class_="n") for text in (f"{told.count:,}".replace(",", " "), number(told.rate_hz, digits=4), gap)]
-        rows.append((tag("code", topic), told.type, *numbers, spread, tag("td", "; ".join(notes), class_="note" if notes else None)))
-    head = ("topic", "type", *(tag("th", h, class_="n") for h in ("messages", "rate [Hz]", "largest gap", "log − header, median (range)")), "")
+        numbers = [
+            tag("td", text, class_="n") for text in (f"{told.count:,}".replace(",", " "), number(told.rate_hz, digits=4), gap)
+        ]
+        rows.append(
+            (tag("code", topic), told.type, *numbers, spread, tag("td", "; ".join(notes), class_="note" if notes else None))
+        )
+    head = (
+        "topic",
+        "type",
+        *(tag("th", h, class_="n") for h in ("messages", "rate [Hz]", "largest gap", "log − header, median (range)")),
+        "",
+    )
     lead = "Log minus header is how long a message was on its way, where both clocks are one; else how far they are apart."
     return parts.section("Topics", lead, table(head, rows))
 
@@ -97,13 +129,21 @@ def _pictures(view: BagView) -> Markup | None:
             height, width = pictures[0][1].shape[:2]
             what = tag("small", tag("code", topic), f", {width}×{height} px")
             shown.append(tag("div", what, contact_sheet(pictures, topic)))
-    return parts.section("Cameras", "Eight pictures, evenly spread over the messages, with their log time.", shown) if shown else None
+    return (
+        parts.section("Cameras", "Eight pictures, evenly spread over the messages, with their log time.", shown)
+        if shown
+        else None
+    )
 
 
 def _joints(view: BagView) -> list[Markup] | Markup | None:
     if view.segments:
         return _converted(view)
-    why = f"No episode can be made of it: {view.why_none}. As recorded:" if view.why_none else "As recorded; without a robot file units and limits aren't known."
+    why = (
+        f"No episode can be made of it: {view.why_none}. As recorded:"
+        if view.why_none
+        else "As recorded; without a robot file units and limits aren't known."
+    )
     drawn = []
     for topic, joints in view.joints.items():
         for name, (times, values) in joints.items():
@@ -118,18 +158,35 @@ def _converted(view: BagView) -> Markup:
     cards = []
     for i, (arrays, figures) in enumerate(view.segments):
         start_s = (int(arrays["stamp_ns"][0]) - int(view.segments[0][0]["stamp_ns"][0])) / 1e9
-        lag = None if figures.lag_correlation is None else f"{milliseconds(figures.lag_s)} (correlation {number(figures.lag_correlation, digits=2)})"
-        facts = parts.facts({
-            "frames": f"{figures.frames} ({number(figures.duration_s, 's')})",
-            "idle": share(figures.idle_share),
-            "jerk": number(figures.jerk_hz, "Hz"),
-            "lag": lag,
-            "at a limit": share(figures.at_limit_share),
-            "oldest samples (p95)": ", ".join(f"{s} {milliseconds(a.p95_s)}" for s, a in figures.ages.items()),
-        })
-        head = tag("header", tag("h3", f"episode {i + 1} of {len(view.segments)}"), tag("small", f"starts {number(start_s, 's')} after the first tick"))
-        cards.append(tag("article", head, facts, parts.plots(joint_plots(arrays, robot, figures.idle, view.scales)), class_="card"))
-    key = parts.line_key(("line state", "state, measured"), ("line action", "action, commanded"), ("limit", "limits of the robot file"), ("idle", "idle"))
+        lag = (
+            None
+            if figures.lag_correlation is None
+            else f"{milliseconds(figures.lag_s)} (correlation {number(figures.lag_correlation, digits=2)})"
+        )
+        facts = parts.facts(
+            {
+                "frames": f"{figures.frames} ({number(figures.duration_s, 's')})",
+                "idle": share(figures.idle_share),
+                "jerk": number(figures.jerk_hz, "Hz"),
+                "lag": lag,
+                "at a limit": share(figures.at_limit_share),
+                "oldest samples (p95)": ", ".join(f"{s} {milliseconds(a.p95_s)}" for s, a in figures.ages.items()),
+            }
+        )
+        head = tag(
+            "header",
+            tag("h3", f"episode {i + 1} of {len(view.segments)}"),
+            tag("small", f"starts {number(start_s, 's')} after the first tick"),
+        )
+        cards.append(
+            tag("article", head, facts, parts.plots(joint_plots(arrays, robot, figures.idle, view.scales)), class_="card")
+        )
+    key = parts.line_key(
+        ("line state", "state, measured"),
+        ("line action", "action, commanded"),
+        ("limit", "limits of the robot file"),
+        ("idle", "idle"),
+    )
     lead = "States and action as ros-vdd convert would align them, cameras left aside: a gap of a camera cuts an episode further."
     return parts.section("Joints", lead, key, cards)
 
@@ -138,5 +195,11 @@ def _custom(view: BagView) -> Markup | None:
     if not view.bag.custom_data:
         return None
     rows = [(tag("code", key), text) for key, text in view.bag.custom_data.items() if "\n" not in text]
-    folded = [tag("details", tag("summary", tag("code", key)), tag("pre", text)) for key, text in view.bag.custom_data.items() if "\n" in text]
-    return parts.section("Inside the bag", "What the recorder left in custom_data.", table(("key", "text"), rows) if rows else None, folded)
+    folded = [
+        tag("details", tag("summary", tag("code", key)), tag("pre", text))
+        for key, text in view.bag.custom_data.items()
+        if "\n" in text
+    ]
+    return parts.section(
+        "Inside the bag", "What the recorder left in custom_data.", table(("key", "text"), rows) if rows else None, folded
+    )

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 LEAST = 0.1  # of a joint's scale: what an axis spans at least
 OPEN_PLOTS = 8  # an episode to keep with more of them has them folded
-_QUIET = ("source_format", "mapped", "warnings", "refused", "left_out_around", "verdict", "reasons")  # told elsewhere or of no use here
+_QUIET = (
+    "source_format",
+    "mapped",
+    "warnings",
+    "refused",
+    "left_out_around",
+    "verdict",
+    "reasons",
+)  # told elsewhere or of no use here
 
 
 def episode_card(view: StoreView, index: int) -> Markup:
@@ -45,13 +53,17 @@ def episode_card(view: StoreView, index: int) -> Markup:
 def camera_sheet(name: str, frames: np.ndarray, rate_hz: float) -> Markup:
     """Return eight pictures (N, H, W, 3) of one camera, evenly spread over the episode."""
     shown = [(number(i / rate_hz, "s"), np.asarray(frames[i])) for i in spread(len(frames))]
-    return tag("div", tag("small", f"camera {name}, {frames.shape[2]}×{frames.shape[1]} px"), contact_sheet(shown, f"camera {name}"))
+    return tag(
+        "div", tag("small", f"camera {name}, {frames.shape[2]}×{frames.shape[1]} px"), contact_sheet(shown, f"camera {name}")
+    )
 
 
-def joint_plots(arrays: Mapping[str, np.ndarray], robot: RobotSpec, still: np.ndarray, scales: Scales) -> list[tuple[str, str, Markup]]:
-    """Return a plot of each joint over time: action over state where both are of one joint, with the limits of the action; idle ticks (N,) are shaded.
+def joint_plots(
+    arrays: Mapping[str, np.ndarray], robot: RobotSpec, still: np.ndarray, scales: Scales
+) -> list[tuple[str, str, Markup]]:
+    """Return a plot of each joint over time: action over state where both are of one joint, with the limits of the action.
 
-    An axis spans at least a tenth of what the joint goes in all episodes.
+    Idle ticks, True in `still` (N,), are shaded. An axis spans at least a tenth of what the joint goes in all episodes.
     """
     columns, dt_s = Columns.of(robot), 1 / robot.rate_hz
     positions, actions = columns.positions(arrays, robot), columns.actions(arrays, robot)
@@ -79,7 +91,10 @@ def _note(what: str, unit: str) -> str:
 
 
 def _about(review: Review) -> str:
-    told = [review.goal or review.meta.get("task") or "", *(f"{k} {v}" for k, v in review.meta.items() if k not in (*_QUIET, "task") and v not in ("", None))]
+    told = [
+        review.goal or review.meta.get("task") or "",
+        *(f"{k} {v}" for k, v in review.meta.items() if k not in (*_QUIET, "task") and v not in ("", None)),
+    ]
     return " · ".join(str(t) for t in told if t)
 
 
@@ -90,7 +105,9 @@ def _facts(review: Review) -> Markup:
         "idle": share(figures.idle_share) + _edges(figures),
         "path": number(figures.path_length, "ranges"),
         "jerk": number(figures.jerk_hz, "Hz"),
-        "lag": None if figures.lag_correlation is None else f"{milliseconds(figures.lag_s)} (correlation {number(figures.lag_correlation, digits=2)})",
+        "lag": None
+        if figures.lag_correlation is None
+        else f"{milliseconds(figures.lag_s)} (correlation {number(figures.lag_correlation, digits=2)})",
         "at a limit": share(figures.at_limit_share),
         "nearest": None if comparison.twin is None else f"{comparison.twin[0]}, {share(comparison.twin[1])} of the range apart",
     }
@@ -106,12 +123,26 @@ def _details(review: Review) -> list[Markup]:
     figures = review.figures
     tables = []
     rows = [
-        (joint, a.unit, number(a.low), number(a.high), share(a.at_lower_share), share(a.at_upper_share), share(a.too_fast_share), number(a.offset))
+        (
+            joint,
+            a.unit,
+            number(a.low),
+            number(a.high),
+            share(a.at_lower_share),
+            share(a.at_upper_share),
+            share(a.too_fast_share),
+            number(a.offset),
+        )
         for joint, a in figures.actions.items()
     ]
-    tables.append(table(("action", "unit", "smallest", "largest", "at lower limit", "at upper limit", "too fast", "offset to state"), rows))
+    tables.append(
+        table(("action", "unit", "smallest", "largest", "at lower limit", "at upper limit", "too fast", "offset to state"), rows)
+    )
     if figures.joints:
-        rows = [(name, j.unit, number(j.low), number(j.high), number(j.rms_jerk), number(j.jerk_hz)) for name, j in figures.joints.items()]
+        rows = [
+            (name, j.unit, number(j.low), number(j.high), number(j.rms_jerk), number(j.jerk_hz))
+            for name, j in figures.joints.items()
+        ]
         tables.append(table(("state", "unit", "smallest", "largest", "rms jerk [unit/s³]", "jerk [Hz]"), rows))
     if figures.ages:
         rows = [(s, *map(milliseconds, (a.median_s, a.p95_s, a.max_s, a.limit_s))) for s, a in figures.ages.items()]

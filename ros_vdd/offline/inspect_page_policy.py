@@ -11,6 +11,7 @@ from ros_vdd.config import dump_yaml
 from ros_vdd.offline import inspect_page as parts
 from ros_vdd.offline.inspect_html import Markup, table, tag
 from ros_vdd.offline.inspect_numbers import number, share, size
+from ros_vdd.offline.inspect_page_shapes import range_bar, shapes_section, timing_section
 from ros_vdd.offline.inspect_policy import PolicyView, state_names
 from ros_vdd.streams.spec import RobotSpec
 
@@ -19,7 +20,14 @@ _SHARES = ("success_rate", "mode_entropy")
 
 def policy_page(view: PolicyView, content: dict[str, Any]) -> str:
     """Return the page; `content` as `describe_policy` returns it."""
-    shown = [_overview(content), _shapes(content), _timing(content), _scores(content), _normalisers(view, content), _network(content)]
+    shown = [
+        _overview(content),
+        shapes_section(content),
+        timing_section(content),
+        _scores(content),
+        _normalisers(view, content),
+        _network(content),
+    ]
     sections = [
         _section("Provenance", "What it was made from.", content["provenance"]),
         _section("Calibration", "Bounds of the monitor, taken from recorded data.", content["calibration"]),
@@ -32,64 +40,19 @@ def policy_page(view: PolicyView, content: dict[str, Any]) -> str:
 
 def _overview(content: dict[str, Any]) -> Markup:
     kind = content["policy_kind"] + (f" of {content['experts']} experts" if content["experts"] else "")
-    return parts.facts({
-        "kind": kind,
-        "robot": content["robot"],
-        "rate": number(content["rate_hz"], "Hz", 4),
-        "evaluations a chunk": str(content["nfe"]),
-        "parameters": f"{sum(content['parameters'].values()):,}".replace(",", " ") if content["parameters"] else None,
-        "method": content["training"].get("method"),
-        "sha256": tag("code", content["sha256"][:16], title=content["sha256"]),
-        "path": tag("code", content["path"]),
-        "warning": "; ".join(content["warnings"]) or None,
-    })
-
-
-def _shapes(content: dict[str, Any]) -> Markup:
-    """Boxes: inputs on the left, the network, the chunk on the right."""
-    inputs = [(name, "×".join(map(str, shape))) for name, shape in content["inputs"].items()]
-    if content["past_actions"]:
-        inputs.append(("past actions", "×".join(map(str, content["past_actions"]))))
-    if content["policy_kind"] in ("diffusion", "window", "mode", "few_step"):
-        inputs.append(("noise", "random, an input"))
-    actions, experts = len(content["actions"]), content["experts"]
-    outputs = [("action chunk", f"{content['horizon']}×{actions}")]
-    if experts:
-        outputs = [("chunk of each expert", f"{experts}×{content['horizon']}×{actions}"), ("log gate", f"{experts}")]
-    rows = max(len(inputs), len(outputs))
-    height = 20 + rows * 58
-    marks = _boxes(inputs, 10, height, "in") + _boxes(outputs, 590, height, "out")
-    middle = height / 2
-    marks.append(tag("rect", x=310, y=f"{middle - 36:.1f}", width=170, height=72, rx=8, class_="box net"))
-    marks.append(tag("text", content["policy_kind"], x=395, y=f"{middle - 8:.1f}", class_="label strong"))
-    marks.append(tag("text", f"{content['nfe']} evaluation{'s' * (content['nfe'] != 1)}", x=395, y=f"{middle + 10:.1f}", class_="label"))
-    if content["parameters"]:
-        marks.append(tag("text", f"{sum(content['parameters'].values()):,} parameters".replace(",", " "), x=395, y=f"{middle + 26:.1f}", class_="sub"))
-    marks += [_arrow(210, y, 310, middle) for y in _places(len(inputs), height)] + [_arrow(480, middle, 590, y) for y in _places(len(outputs), height)]
-    drawing = tag("svg", tag("title", "inputs, network and outputs"), marks, viewBox=f"0 0 800 {height}", role="img")
-    lead = f"Units and scaling lie inside: images go in as uint8, states in the units of the robot file, actions come out in {', '.join(content['actions'])}."
-    return parts.section("Shapes", lead, tag("div", drawing, class_="card"))
-
-
-def _timing(content: dict[str, Any]) -> Markup:
-    """One row of cells: ticks that are looked at, then actions, those executed before the next plan filled."""
-    seen, ahead, run, rate = content["n_obs_steps"], content["horizon"], content["n_action_steps"], content["rate_hz"]
-    cell = 760 / (seen + ahead)
-    marks = []
-    for i in range(seen + ahead):
-        style = "step seen" if i < seen else "step run" if i < seen + run else "step"
-        what = f"observation {i - seen + 1}" if i < seen else f"action {i - seen}"
-        at = tag("title", f"{what} at {number((i - seen + 1 if i < seen else i - seen) / rate, 's')}")
-        marks.append(tag("rect", at, x=f"{20 + i * cell:.1f}", y=10, width=f"{max(cell - 2, 1):.1f}", height=26, rx=2, class_=style))
-    marks.append(tag("text", "now", x=f"{20 + seen * cell - 1:.1f}", y=52, class_="label"))
-    marks.append(tag("text", f"+{number(run / rate, 's')}", x=f"{20 + (seen + run) * cell - 1:.1f}", y=52, class_="label"))
-    marks.append(tag("text", f"+{number(ahead / rate, 's')}", x=780, y=52, class_="end"))
-    drawing = tag("svg", tag("title", "observations and actions over time"), marks, viewBox="0 0 800 60", role="img")
-    lead = (
-        f"It looks at {seen} tick{'s' * (seen != 1)} (blue) and plans {ahead} actions ({number(ahead / rate, 's')}); "
-        f"{run} of them (filled, {number(run / rate, 's')}) are executed before the next plan."
+    return parts.facts(
+        {
+            "kind": kind,
+            "robot": content["robot"],
+            "rate": number(content["rate_hz"], "Hz", 4),
+            "evaluations a chunk": str(content["nfe"]),
+            "parameters": f"{sum(content['parameters'].values()):,}".replace(",", " ") if content["parameters"] else None,
+            "method": content["training"].get("method"),
+            "sha256": tag("code", content["sha256"][:16], title=content["sha256"]),
+            "path": tag("code", content["path"]),
+            "warning": "; ".join(content["warnings"]) or None,
+        }
     )
-    return parts.section("In time", lead, tag("div", drawing, class_="card"))
 
 
 def _scores(content: dict[str, Any]) -> Markup | None:
@@ -100,7 +63,12 @@ def _scores(content: dict[str, Any]) -> Markup | None:
     keys = list(dict.fromkeys(key for s in scores.values() for key, value in s.items() if value is not None))
     rows = [(tag("code", key), *(tag("td", _score(key, s.get(key)), class_="n") for s in scores.values())) for key in keys]
     shown = [table(("figure", *(tag("th", name, class_="n") for name in scores)), rows)] if scores else []
-    return parts.section("Scores", "As ros-vdd evaluate measured them.", *shown, parts.facts({k: str(v) for k, v in plain.items()}) if plain else None)
+    return parts.section(
+        "Scores",
+        "As ros-vdd evaluate measured them.",
+        *shown,
+        parts.facts({k: str(v) for k, v in plain.items()}) if plain else None,
+    )
 
 
 def _score(key: str, value: Any) -> str:
@@ -122,11 +90,24 @@ def _normalisers(view: PolicyView, content: dict[str, Any]) -> Markup | None:
         for name, (low, high) in columns.items():
             room = limits.get(name)
             unit = units.get(name, "")
-            bar = _range_bar(low, high, room, what) if room else None
+            bar = range_bar(low, high, room, what) if room else None
             told = f"{number(room[0])} to {number(room[1])}" if room else "–"
-            rows.append((what, tag("code", name), unit, tag("td", number(low, digits=4), class_="n"), tag("td", number(high, digits=4), class_="n"), told, tag("td", bar, class_="wide")))
-    lead = "What the network sees as −1 and 1, from the training data. Bar: that range within the limits of the robot file; a part outside means the limits were narrower than the demonstrations."
-    return parts.section("Normaliser ranges", lead, table(("array", "column", "unit", "−1 is", "1 is", "limits", "share of the limits"), rows))
+            rows.append(
+                (
+                    what,
+                    tag("code", name),
+                    unit,
+                    tag("td", number(low, digits=4), class_="n"),
+                    tag("td", number(high, digits=4), class_="n"),
+                    told,
+                    tag("td", bar, class_="wide"),
+                )
+            )
+    lead = "What the network sees as −1 and 1, from the training data. Bar: that range within the limits of the robot file;"
+    lead += " a part outside means that the demonstrations went beyond the limits."
+    return parts.section(
+        "Normaliser ranges", lead, table(("array", "column", "unit", "−1 is", "1 is", "limits", "share of the limits"), rows)
+    )
 
 
 def _limits(robot: RobotSpec) -> dict[str, tuple[float, float]]:
@@ -140,16 +121,6 @@ def _units(robot: RobotSpec, what: str) -> dict[str, str]:
     return dict(zip(state_names(robot), units))
 
 
-def _range_bar(low: float, high: float, room: tuple[float, float], what: str) -> Markup:
-    begin, end = min(low, room[0]), max(high, room[1])
-    scale = 400 / ((end - begin) or 1)
-    marks = [
-        tag("rect", x=f"{(room[0] - begin) * scale:.1f}", y=0, width=f"{(room[1] - room[0]) * scale:.1f}", height=14, class_="room"),
-        tag("rect", x=f"{(low - begin) * scale:.1f}", y=3, width=f"{max((high - low) * scale, 1):.1f}", height=8, class_=f"span {what}"),
-    ]
-    return tag("svg", tag("title", f"{number(low)} to {number(high)} of {number(room[0])} to {number(room[1])}"), marks, viewBox="0 0 400 14", preserveAspectRatio="none", class_="strip")
-
-
 def _network(content: dict[str, Any]) -> Markup | None:
     counts = content["parameters"]
     if not counts:
@@ -158,8 +129,21 @@ def _network(content: dict[str, Any]) -> Markup | None:
     total = sum(counts.values())
     rows = []
     for name, count in counts.items():
-        bar = tag("svg", tag("rect", x=0, y=3, width=f"{400 * count / (most or 1):.1f}", height=8, class_="span"), viewBox="0 0 400 14", preserveAspectRatio="none", class_="strip")
-        rows.append((tag("code", name), tag("td", f"{count:,}".replace(",", " "), class_="n"), tag("td", share(count / (total or 1)), class_="n"), tag("td", bar, class_="wide")))
+        bar = tag(
+            "svg",
+            tag("rect", x=0, y=3, width=f"{400 * count / (most or 1):.1f}", height=8, class_="span"),
+            viewBox="0 0 400 14",
+            preserveAspectRatio="none",
+            class_="strip",
+        )
+        rows.append(
+            (
+                tag("code", name),
+                tag("td", f"{count:,}".replace(",", " "), class_="n"),
+                tag("td", share(count / (total or 1)), class_="n"),
+                tag("td", bar, class_="wide"),
+            )
+        )
     return parts.section("Network", "Numbers in weights.safetensors by part.", table(("part", "numbers", "share", ""), rows))
 
 
@@ -179,14 +163,24 @@ def _value(value: Any) -> Any:
 
 
 def _engines(content: dict[str, Any]) -> Markup:
-    rows = [(tag("code", e["engine"]), size(e["size"]), e["made"], _value(e["identity"]), _value(e["parity"]) or "–") for e in content["engines"]]
+    rows = [
+        (tag("code", e["engine"]), size(e["size"]), e["made"], _value(e["identity"]), _value(e["parity"]) or "–")
+        for e in content["engines"]
+    ]
     shown = table(("engine", "size", "made", "only valid with", "parity"), rows) if rows else None
-    lead = "Built ahead from this graph, in the cache of this machine." if rows else "None was built ahead on this machine; ONNX Runtime loads policy.onnx as it is. ros-vdd compile builds one."
+    lead = (
+        "Built ahead from this graph, in the cache of this machine."
+        if rows
+        else "None was built ahead on this machine; ONNX Runtime loads policy.onnx as it is. ros-vdd compile builds one."
+    )
     return parts.section("Engines", lead, shown)
 
 
 def _files(content: dict[str, Any]) -> Markup:
-    rows = [(tag("code", name), tag("td", size(count), class_="n"), "checksum verified" if name != SUMS else "the checksums") for name, count in content["files"].items()]
+    rows = [
+        (tag("code", name), tag("td", size(count), class_="n"), "checksum verified" if name != SUMS else "the checksums")
+        for name, count in content["files"].items()
+    ]
     return parts.section("Files", "", table(("file", tag("th", "size", class_="n"), ""), rows))
 
 
@@ -194,25 +188,11 @@ def _more(view: PolicyView, content: dict[str, Any]) -> Markup:
     head, *rows = parts.robot_table(view.bundle.robot)
     folded = [
         tag("details", tag("summary", title), tag("pre", dump_yaml(values)))
-        for title, values in (("network", content["network"]), ("training", content["training"]), ("robot file", view.bundle.manifest.robot))
+        for title, values in (
+            ("network", content["network"]),
+            ("training", content["training"]),
+            ("robot file", view.bundle.manifest.robot),
+        )
         if values
     ]
     return parts.section("Robot and configuration", "", table(head, rows), folded)
-
-
-def _boxes(entries: list[tuple[str, str]], x: int, height: float, style: str) -> list[Markup]:
-    marks = []
-    for (name, shape), y in zip(entries, _places(len(entries), height)):
-        marks.append(tag("rect", x=x, y=f"{y - 23:.1f}", width=200, height=46, rx=8, class_=f"box {style}"))
-        marks.append(tag("text", name, x=x + 100, y=f"{y - 3:.1f}", class_="label strong"))
-        marks.append(tag("text", shape, x=x + 100, y=f"{y + 14:.1f}", class_="label"))
-    return marks
-
-
-def _places(count: int, height: float) -> list[float]:
-    return [height * (i + 0.5) / count for i in range(count)]
-
-
-def _arrow(x0: float, y0: float, x1: float, y1: float) -> Markup:
-    middle = (x0 + x1) / 2
-    return tag("path", d=f"M{x0} {y0:.1f}C{middle} {y0:.1f} {middle} {y1:.1f} {x1 - 2} {y1:.1f}m-6 -4l6 4l-6 4", class_="arrow")

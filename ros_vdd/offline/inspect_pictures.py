@@ -25,7 +25,9 @@ def thumbnail(image: np.ndarray, alt: str, side: int = SIDE) -> Markup:
     shrink = min(side / max(height, width), 1.0)
     small = (max(round(width * shrink), 1), max(round(height * shrink), 1))
     pixels = cv2.resize(np.asarray(image), small, interpolation=cv2.INTER_AREA) if shrink < 1 else np.asarray(image)
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    _, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    )
     source = "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
     return tag("img", src=source, alt=alt, width=small[0], height=small[1], loading="lazy")
 

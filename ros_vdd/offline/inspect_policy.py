@@ -71,13 +71,23 @@ def describe_policy(view: PolicyView | Path) -> dict[str, Any]:
     ranges = {what: _ranges(names[what], low, high) for what, (low, high) in view.normalisers.items()}
     found = {"normalisers": ranges, "parameters": view.parameters, "engines": view.engines, "warnings": view.warnings}
     manifest = {**manifest, **robot, "policy_kind": manifest["kind"], "past_actions": past}
-    return {**manifest, "kind": "policy", "path": str(bundle.path), "sha256": bundle.sha256, "inputs": inputs, "files": files, **found}
+    return {
+        **manifest,
+        "kind": "policy",
+        "path": str(bundle.path),
+        "sha256": bundle.sha256,
+        "inputs": inputs,
+        "files": files,
+        **found,
+    }
 
 
 def state_names(robot: RobotSpec) -> list[str]:
     """Return the name of each column of "state": STREAM.JOINT, with the field where it isn't a position."""
     return [
-        f"{name}.{joint}" + ("" if field == "position" else f" {field}") for name, spec in robot.states.items() for joint, field in spec.features
+        f"{name}.{joint}" + ("" if field == "position" else f" {field}")
+        for name, spec in robot.states.items()
+        for joint, field in spec.features
     ]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ros_vdd.data.episode_quality_survey import Review, remarks, survey
 from ros_vdd.data.episode_quality_columns import Scales
+from ros_vdd.data.episode_quality_survey import Review, remarks, survey
 from ros_vdd.data.episode_quality_verdict import LEVELS
 from ros_vdd.data.episodes import EpisodeStore
 from ros_vdd.errors import DataError

@@ -6,14 +6,18 @@ Colours: Okabe and Ito, Color universal design (2008), told apart by colour-blin
 
 STYLE = """
 :root{--paper:#fbfbfa;--card:#fff;--ink:#1c2126;--soft:#5b656e;--rule:#dfe3e6;--track:#eceff1;
---state:#0072b2;--action:#d55e00;--limit:#6b6f74;--keep:#00795a;--look:#a86400;--drop:#b3261e;--barkeep:#4db89a;--barlook:#e69f00;--bardrop:#d55e00;
+--state:#0072b2;--action:#d55e00;--limit:#6b6f74;--keep:#00795a;--look:#a86400;--drop:#b3261e;--barkeep:#4db89a;
+--barlook:#e69f00;--bardrop:#d55e00;
 --idle:#8a94a022;--seen:#56a0d3;--mono:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-@media(prefers-color-scheme:dark){:root{--paper:#14171a;--card:#1c2024;--ink:#e8eaed;--soft:#a0a9b2;--rule:#30363c;--track:#262b30;
---state:#56b4e9;--action:#f0a04b;--limit:#9aa2aa;--keep:#4fd1a5;--look:#f2b134;--drop:#ff8a75;--barkeep:#2f9d7d;--barlook:#e69f00;--bardrop:#e8703a;
+@media(prefers-color-scheme:dark){:root{--paper:#14171a;--card:#1c2024;--ink:#e8eaed;--soft:#a0a9b2;--rule:#30363c;
+--track:#262b30;
+--state:#56b4e9;--action:#f0a04b;--limit:#9aa2aa;--keep:#4fd1a5;--look:#f2b134;--drop:#ff8a75;--barkeep:#2f9d7d;
+--barlook:#e69f00;--bardrop:#e8703a;
 --idle:#aab4c026;--seen:#3f8fc4}}
 *{box-sizing:border-box}
 html{scroll-behavior:smooth}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
 main{max-width:1320px;margin:0 auto;padding:20px 24px 64px}
 h1{font-size:26px;line-height:1.2;margin:2px 0 8px;overflow-wrap:anywhere}
 h2{font-size:18px;margin:36px 0 4px}
@@ -30,9 +34,11 @@ code,.mono{font-family:var(--mono);font-size:.9em}
 .tile b{display:block;font-size:26px;line-height:1.2}.tile span{color:var(--soft);font-size:13px}
 .tile.keep{border-left-color:var(--keep)}.tile.look{border-left-color:var(--look)}.tile.drop{border-left-color:var(--drop)}
 .split{display:flex;height:10px;border-radius:5px;overflow:hidden;background:var(--track)}
-.split i{display:block}.split .keep{background:var(--barkeep)}.split .look{background:var(--barlook)}.split .drop{background:var(--bardrop)}
+.split i{display:block}.split .keep{background:var(--barkeep)}.split .look{background:var(--barlook)}
+.split .drop{background:var(--bardrop)}
 .verdict{display:inline-block;font-weight:600;white-space:nowrap}
-.verdict.keep,.verdict.accept{color:var(--keep)}.verdict.look,.verdict.warn{color:var(--look)}.verdict.drop,.verdict.reject{color:var(--drop)}
+.verdict.keep,.verdict.accept{color:var(--keep)}.verdict.look,.verdict.warn{color:var(--look)}
+.verdict.drop,.verdict.reject{color:var(--drop)}
 .remarks{margin:8px 0;padding-left:20px}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:12px}
 .chart,.card{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:10px 12px;min-width:0}
@@ -41,10 +47,12 @@ code,.mono{font-family:var(--mono);font-size:.9em}
 .chart p{margin:0;color:var(--soft);font-size:12.5px;line-height:1.35}
 svg{display:block;width:100%;height:auto}
 svg text{font-size:10px;fill:var(--soft);text-anchor:start}svg text.end{text-anchor:end}svg text.middle{text-anchor:middle}
-details .scroll{margin:8px 0}svg text.note{fill:var(--limit)}svg text.label{font-size:12px;fill:var(--ink);text-anchor:middle}svg text.label.strong{font-weight:600}
+details .scroll{margin:8px 0}svg text.note{fill:var(--limit)}svg text.label{font-size:12px;fill:var(--ink);text-anchor:middle}
+svg text.label.strong{font-weight:600}
 svg text.sub{text-anchor:middle}
 .grid-line,line.grid{stroke:var(--rule);stroke-width:1}
-line.limit{stroke:var(--limit);stroke-width:1.2;stroke-dasharray:5 4}line.median{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:3 3}
+line.limit{stroke:var(--limit);stroke-width:1.2;stroke-dasharray:5 4}
+line.median{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:3 3}
 .line{fill:none;stroke-width:1.5;stroke-linejoin:round;vector-effect:non-scaling-stroke}
 .line.state{stroke:var(--state)}.line.action{stroke:var(--action);stroke-width:1.3}
 .line.many{stroke:var(--state);stroke-opacity:.22;stroke-width:1}.line.odd{stroke:var(--action);stroke-width:1.6}
@@ -52,8 +60,10 @@ rect.idle{fill:var(--idle)}
 .bar.keep{fill:var(--barkeep)}.bar.look{fill:var(--barlook)}.bar.drop{fill:var(--bardrop)}
 .track{fill:var(--track)}.seen{fill:var(--seen)}.gap{fill:var(--drop)}
 svg.strip{height:16px;border-radius:3px}
-rect.box{fill:var(--card);stroke:var(--rule);stroke-width:1.2}rect.box.in{stroke:var(--state)}rect.box.out{stroke:var(--action)}rect.box.net{stroke:var(--soft)}
-path.arrow{fill:none;stroke:var(--soft);stroke-width:1.2}rect.span{fill:var(--state);fill-opacity:.55}rect.span.action{fill:var(--action)}rect.room{fill:var(--track)}
+rect.box{fill:var(--card);stroke:var(--rule);stroke-width:1.2}rect.box.in{stroke:var(--state)}rect.box.out{stroke:var(--action)}
+rect.box.net{stroke:var(--soft)}
+path.arrow{fill:none;stroke:var(--soft);stroke-width:1.2}rect.span{fill:var(--state);fill-opacity:.55}
+rect.span.action{fill:var(--action)}rect.room{fill:var(--track)}
 rect.step{fill:var(--action);fill-opacity:.35}rect.step.run{fill-opacity:.95}rect.step.seen{fill:var(--state);fill-opacity:.9}
 .key{display:flex;flex-wrap:wrap;gap:4px 18px;color:var(--soft);font-size:13px;margin:0 0 8px}
 .key span{display:flex;align-items:center;gap:6px}.key svg{width:26px;height:10px;flex:none}
@@ -62,22 +72,27 @@ table{border-collapse:collapse;width:100%;font-size:13.5px}
 th,td{padding:5px 10px;text-align:left;vertical-align:middle;border-bottom:1px solid var(--rule)}
 tbody tr:last-child td{border-bottom:0}
 th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:600;white-space:nowrap;font-size:12.5px}
-th[data-sort]{cursor:pointer}th button{all:unset;cursor:pointer}th button:focus-visible{outline:2px solid var(--state);outline-offset:2px}
+th[data-sort]{cursor:pointer}th button{all:unset;cursor:pointer}
+th button:focus-visible{outline:2px solid var(--state);outline-offset:2px}
 th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending] button::after{content:" \\25BC"}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 td.odd{font-weight:700;color:var(--look)}
 td.why{min-width:260px;max-width:520px;font-size:13px}
-td.thumbs{white-space:nowrap;padding:3px 6px}td.thumbs img{width:40px;height:auto;border-radius:3px;vertical-align:middle;margin-right:2px}
+td.thumbs{white-space:nowrap;padding:3px 6px}
+td.thumbs img{width:40px;height:auto;border-radius:3px;vertical-align:middle;margin-right:2px}
 td.goal{white-space:nowrap}.tall .scroll{max-height:min(76vh,860px);overflow:auto}
 td.short{white-space:nowrap}td.note{min-width:200px}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 20px;align-items:start}.columns td{overflow-wrap:anywhere}.columns td:first-child{white-space:nowrap}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 20px;align-items:start}
+.columns td{overflow-wrap:anywhere}.columns td:first-child{white-space:nowrap}
 td.wide{min-width:320px;width:60%}
 .tools{display:flex;flex-wrap:wrap;gap:8px;align-items:center;margin:8px 0}
-.tools button,.tools input{font:inherit;font-size:13.5px;padding:4px 12px;border:1px solid var(--rule);border-radius:6px;background:var(--card);color:var(--ink)}
+.tools button,.tools input{font:inherit;font-size:13.5px;padding:4px 12px;border:1px solid var(--rule);border-radius:6px;
+background:var(--card);color:var(--ink)}
 .tools button[aria-pressed=true]{border-color:var(--ink);box-shadow:inset 0 0 0 1px var(--ink)}
 .tools input{flex:0 1 220px;min-width:120px}
 .card{margin:14px 0;border-left:6px solid var(--rule);padding:12px 16px;scroll-margin-top:8px}
-.card.keep,.card.accept{border-left-color:var(--keep)}.card.look,.card.warn{border-left-color:var(--look)}.card.drop,.card.reject{border-left-color:var(--drop)}
+.card.keep,.card.accept{border-left-color:var(--keep)}.card.look,.card.warn{border-left-color:var(--look)}
+.card.drop,.card.reject{border-left-color:var(--drop)}
 .card header{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline}
 .card ul{margin:4px 0 6px;padding-left:20px}
 .card .facts{font-size:13.5px;gap:2px 18px;margin:6px 0 8px}
@@ -88,9 +103,11 @@ figcaption{font-size:11.5px;color:var(--soft);text-align:center;font-variant-num
 .plots figcaption{text-align:left;font-size:12.5px;color:var(--ink)}
 details summary{cursor:pointer;color:var(--soft);font-size:13.5px}
 pre{background:var(--track);padding:10px 12px;border-radius:6px;overflow-x:auto;font:12.5px/1.45 var(--mono)}
-dl.words{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;font-size:13.5px}dl.words dt{font-weight:600}dl.words dd{margin:0;color:var(--soft)}
+dl.words{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;font-size:13.5px}dl.words dt{font-weight:600}
+dl.words dd{margin:0;color:var(--soft)}
 footer{color:var(--soft);font-size:12.5px;margin-top:36px}
-@media(max-width:640px){main{padding:12px 12px 48px}.tiles{gap:6px}.tile{padding:8px}.tile b{font-size:20px}dl.words{grid-template-columns:1fr}
+@media(max-width:640px){main{padding:12px 12px 48px}.tiles{gap:6px}.tile{padding:8px}.tile b{font-size:20px}
+dl.words{grid-template-columns:1fr}
 td.why{min-width:200px}.sheet{grid-template-columns:repeat(4,1fr)}.plots,.grid{grid-template-columns:1fr}}
 @media print{.tools{display:none}.card{break-inside:avoid}}
 """

@@ -78,7 +78,9 @@ def plot(
     if limits is not None and not drawn:
         told = f"limits {number(limits[0])} to {number(limits[1], unit)} lie outside"
         marks.append(tag("text", told, x=frame.width - RIGHT, y=TOP + 8, class_="note end"))
-    marks += [tag("path", d=path(frame, line.times, line.values), class_=f"line {line.style}") for line in lines if len(line.values)]
+    marks += [
+        tag("path", d=path(frame, line.times, line.values), class_=f"line {line.style}") for line in lines if len(line.values)
+    ]
     return _svg(frame, label, marks)
 
 
@@ -98,7 +100,9 @@ def thinned(times: np.ndarray, values: np.ndarray, points: int = POINTS) -> tupl
     return times[kept], values[kept]
 
 
-def histogram(values: Sequence[float], groups: Sequence[str], unit: str, label: str, percent: bool = False, bins: int = 24) -> Markup:
+def histogram(
+    values: Sequence[float], groups: Sequence[str], unit: str, label: str, percent: bool = False, bins: int = 24
+) -> Markup:
     """Return a histogram, stacked by group; the dashed line is the median.
 
     Args:
@@ -122,14 +126,18 @@ def histogram(values: Sequence[float], groups: Sequence[str], unit: str, label: 
             if n:
                 x, width = frame.across(left) + 0.5, frame.across(right) - frame.across(left) - 1
                 y, tall = frame.up(start + n), frame.up(start) - frame.up(start + n)
-                marks.append(tag("rect", x=f"{x:.1f}", y=f"{y:.1f}", width=f"{width:.1f}", height=f"{tall:.1f}", class_=f"bar {name}"))
+                marks.append(
+                    tag("rect", x=f"{x:.1f}", y=f"{y:.1f}", width=f"{width:.1f}", height=f"{tall:.1f}", class_=f"bar {name}")
+                )
         base = base + count
     middle = f"{frame.across(float(np.median(data))):.1f}"
     marks.append(tag("line", x1=middle, x2=middle, y1=TOP, y2=frame.height - BOTTOM, class_="median"))
     return _svg(frame, label, marks)
 
 
-def strip(spans: Iterable[tuple[float, float, str]], points: np.ndarray, duration_s: float, label: str, width: int = 640) -> Markup:
+def strip(
+    spans: Iterable[tuple[float, float, str]], points: np.ndarray, duration_s: float, label: str, width: int = 640
+) -> Markup:
     """Return one row of a timeline.
 
     Args:
@@ -148,7 +156,9 @@ def strip(spans: Iterable[tuple[float, float, str]], points: np.ndarray, duratio
     for begin, end, style in spans:
         x, wide = begin * scale, max((end - begin) * scale, 2.0)
         marks.append(tag("rect", x=f"{x:.1f}", y=0, width=f"{wide:.1f}", height=14, class_=style))
-    return tag("svg", tag("title", label), marks, viewBox=f"0 0 {width} 14", preserveAspectRatio="none", role="img", class_="strip")
+    return tag(
+        "svg", tag("title", label), marks, viewBox=f"0 0 {width} 14", preserveAspectRatio="none", role="img", class_="strip"
+    )
 
 
 def _axes(frame: Frame, x_unit: str) -> list[Markup]:

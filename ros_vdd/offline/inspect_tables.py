@@ -29,7 +29,11 @@ def _bag_verdict(content: dict[str, Any]) -> list[str]:
     lines = []
     if content["verdict"]:
         reasons = content["verdict"]["reasons"]
-        lines = ["", f"verdict by robot {content['robot']}: {content['verdict']['level']}", *(f"  {reason}" for reason in reasons)]
+        lines = [
+            "",
+            f"verdict by robot {content['robot']}: {content['verdict']['level']}",
+            *(f"  {reason}" for reason in reasons),
+        ]
     for number, episode in enumerate(content["episodes"], start=1):
         lines.append(f"episode {number}: {_figures(episode)}")
     return lines + ([f"no episode: {content['why_no_episode']}"] if content["why_no_episode"] else [])
@@ -55,12 +59,27 @@ def show_store(content: dict[str, Any]) -> str:
         low, high = (_numbers(array[key]) for key in ("min", "max"))
         rows.append((name, array["dtype"], str(tuple(array["shape"])), low, high))
     counts = ", ".join(f"{level} {count}" for level, count in content["verdicts"].items())
-    return "\n".join([*head, "", _table(rows), "", _table(_review_rows(content)), "", counts, *(f"note: {r}" for r in content["remarks"])])
+    return "\n".join(
+        [*head, "", _table(rows), "", _table(_review_rows(content)), "", counts, *(f"note: {r}" for r in content["remarks"])]
+    )
 
 
 def _review_rows(content: dict[str, Any]) -> list[tuple[str, ...]]:
     goals = any(review["goal"] for review in content["reviews"])
-    rows = [("episode", "verdict", *(["goal"] if goals else []), "duration [s]", "idle [%]", "jerk [Hz]", "lag [s]", "path", "at limit [%]", "reasons")]
+    rows = [
+        (
+            "episode",
+            "verdict",
+            *(["goal"] if goals else []),
+            "duration [s]",
+            "idle [%]",
+            "jerk [Hz]",
+            "lag [s]",
+            "path",
+            "at limit [%]",
+            "reasons",
+        )
+    ]
     for review in content["reviews"]:
         own = [review["name"].removeprefix("episode_"), review["verdict"], *([review["goal"]] if goals else [])]
         rows.append((*own, *_review_figures(review), "; ".join(review["reasons"])))
@@ -73,7 +92,12 @@ def _review_figures(review: dict[str, Any]) -> list[str]:
         return ["-"] * 6
     jerk, lag = figures["jerk_hz"], review["comparison"]["values"]["lag"]
     told = [f"{figures['duration_s']:.2f}", f"{100 * figures['idle_share']:.1f}", "-" if jerk is None else f"{jerk:.2f}"]
-    return [*told, "-" if lag is None else f"{lag:.3f}", f"{figures['path_length']:.2f}", f"{100 * figures['at_limit_share']:.1f}"]
+    return [
+        *told,
+        "-" if lag is None else f"{lag:.3f}",
+        f"{figures['path_length']:.2f}",
+        f"{100 * figures['at_limit_share']:.1f}",
+    ]
 
 
 def show_policy(content: dict[str, Any]) -> str:

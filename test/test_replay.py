@@ -320,6 +320,24 @@ def test_a_part_of_a_bag_begins_a_history_of_its_own(tmp_path, policy):
     assert np.isfinite(source.recorded(START + 11 * DT, HORIZON)).all()  # what was recorded later is known
 
 
+def test_a_part_of_a_bag_shows_nothing_outside_of_it_where_actions_are_observed_too(tmp_path, policy):
+    """The action is read from the joint states, which are read to the end for what was done after the part."""
+    source = {"topic": "joint_states", "type": "sensor_msgs/msg/JointState", "stamp": "header"}
+    robot = robot_from_mapping({**tiny_policy.ROBOT, "action": {**tiny_policy.ROBOT["action"], "source": source}})
+    bag_of(tmp_path / "bag", cameras(range(20)), arm(range(0, 2000, 10)))
+    replay, recorded, _ = play(tmp_path / "bag", policy, robot, Span(0.5, 1.2), replan_steps=1)
+    assert replay.observer.intakes[1].received == 71
+    later = [place(1190 + 100 * k) for k in range(HORIZON)]
+    np.testing.assert_allclose(recorded.recorded(START + 11 * DT, HORIZON), later, atol=1e-7)
+
+
+def test_after_the_last_command_nothing_is_recorded(tmp_path, policy):
+    """It was given at 1.95 s, and is younger than its max_age_s for two more ticks."""
+    _, source, _ = play(plain(tmp_path / "bag"), policy)
+    known = np.isfinite(source.recorded(START + 17 * DT, HORIZON)).all(axis=1)
+    assert known.tolist() == [True] * 3 + [False] * 5
+
+
 def test_the_settings_of_the_executor_are_those_of_its_node():
     tree = ast.parse(Path(nodes.__path__[0], "chunk_executor_node.py").read_text())
     calls = [c for c in ast.walk(tree) if isinstance(c, ast.Call) and getattr(c.func, "id", "") == "Parameter"]

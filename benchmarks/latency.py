@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What delay costs: `python benchmarks/latency.py --out runs/benchmark_latency` plays shipped mixtures with injected delays.
+"""What delay costs: `python benchmarks/latency.py --out runs/benchmark_latency` plays shipped policies with injected delays.
 
 For each rule and delay: score, success, spread over the ways, the jump from plan to plan, and how often a plan is another. Each run is
 a `ros-vdd evaluate` that a user could type, printed before it starts; what is finished isn't done again. `ensemble` draws as `sample`
-and executes the mean of all plans that reach a tick.
+and executes the mean of all plans that reach a tick. `avoiding_teacher` is a policy that denoises.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (0, 1)]
@@ -20,15 +22,36 @@ from comparison import command, hardware  # noqa: E402
 from ros_vdd.bundle import Bundle  # noqa: E402
 from ros_vdd.resources import find  # noqa: E402
 
-TASKS = {  # environment: policy, episodes, seed, delays in ticks
-    "avoiding": ("avoiding_vdd", 240, 800_000, (0, 2, 3, 6, 8)),
-    "pusht": ("pusht_fast_vdd", 50, 800_000, (0, 1, 2, 3, 5)),
-}
-RULES = {
+MIXTURE = {
     "sample": ("--choice", "sample"),
     "ensemble": ("--choice", "sample", "--ensemble", "0.01"),
     "coherent": ("--choice", "coherent", "--temperature", "0.7"),
     "committed": ("--choice", "committed", "--temperature", "0.7", "--sticky-margin", "3"),
+}
+DENOISER = {
+    "drawn anew": (),
+    "ensemble": ("--ensemble", "0.01"),
+    "inpainted": ("--choice", "committed"),  # of a copy that is exported so
+    "coherent, 8 draws": ("--choice", "coherent", "--tolerance", "0.2"),
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A policy in an environment: episodes, seed of the first, delays in ticks, and the rules by name."""
+
+    env: str
+    policy: str
+    episodes: int
+    delays: tuple[int, ...]
+    rules: Mapping[str, tuple[str, ...]]
+    seed: int = 800_000
+
+
+TASKS = {
+    "avoiding": Sweep("avoiding", "avoiding_vdd", 240, (0, 2, 3, 6, 8), MIXTURE),
+    "avoiding_teacher": Sweep("avoiding", "avoiding_teacher", 240, (0, 2, 3, 6, 8), DENOISER),
+    "pusht": Sweep("pusht", "pusht_fast_vdd", 50, (0, 1, 2, 3, 5), MIXTURE),
 }
 FIGURES = {
     "score_mean": "score",
@@ -59,29 +82,38 @@ def main() -> int:
 
 def sweep(task: str, folder: Path) -> list[dict]:
     """Return a row for each rule and delay."""
-    policy, episodes, seed, delays = TASKS[task]
-    period_ms = Bundle.open(find("models", policy)).robot.dt_ns / 1e6
+    asked = TASKS[task]
+    period_ms = Bundle.open(find("models", asked.policy)).robot.dt_ns / 1e6
     rows = []
-    for rule, options in RULES.items():
-        for delay in delays:
-            file = folder / f"{rule}_{delay}.json"
+    for rule, options in asked.rules.items():
+        for delay in asked.delays:
+            file = folder / f"{rule.replace(', ', '_').replace(' ', '_')}_{delay}.json"
             if not file.exists():
-                certain = ("--commit-steps", max(1, delay)) if rule == "committed" else ()
-                how = ("--episodes", episodes, "--seed", seed, "--delay-steps", delay, *options, *certain)
-                command("evaluate", policy, "--env", task, *how, "--json", file)
+                certain = ("--commit-steps", max(1, delay)) if "committed" in options else ()
+                how = ("--episodes", asked.episodes, "--seed", asked.seed, "--delay-steps", delay, *options, *certain)
+                policy = inpainting(asked.policy, folder) if rule == "inpainted" else asked.policy
+                command("evaluate", policy, "--env", asked.env, *how, "--json", file)
             found = json.loads(file.read_text(encoding="utf-8"))
             rows.append({"rule": rule, "delay_ms": round(delay * period_ms), **{key: found[key] for key in FIGURES}})
     return rows
 
 
+def inpainting(policy: str, folder: Path) -> Path:
+    """Return a copy of a policy whose graph takes what is certain; it is made once."""
+    place = folder / "inpainting"
+    if not place.exists():
+        command("export", policy, "--inpaint", "--out", place)
+    return place
+
+
 def table(task: str, rows: list[dict]) -> str:
     """Return the rows as a Markdown table."""
-    policy, episodes, seed, _ = TASKS[task]
+    asked = TASKS[task]
     shown = {key: name for key, name in FIGURES.items() if rows[0][key] is not None}
     lines = [f"| rule | delay [ms] | {' | '.join(shown.values())} |", "|" + "---|" * (len(shown) + 2)]
     for row in rows:
         lines.append(f"| {row['rule']} | {row['delay_ms']} | {' | '.join(f'{row[key]:.3f}' for key in shown)} |")
-    return "\n".join(lines) + f"\n\n{policy}, {episodes} episodes from seed {seed}; {hardware()}.\n"
+    return "\n".join(lines) + f"\n\n{asked.policy}, {asked.episodes} episodes from seed {asked.seed}; {hardware()}.\n"
 
 
 def draw(task: str, rows: list[dict], file: Path) -> None:
@@ -91,17 +123,17 @@ def draw(task: str, rows: list[dict], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = ("success_rate" if task == "avoiding" else "score_mean", "seam_jump", "switches_per_episode")
+    panels = ("success_rate" if TASKS[task].env == "avoiding" else "score_mean", "seam_jump", "switches_per_episode")
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6))
     for axis, key in zip(axes, panels):
-        for rule in RULES:
+        for rule in TASKS[task].rules:
             points = [row for row in rows if row["rule"] == rule]
             axis.plot([p["delay_ms"] for p in points], [p[key] for p in points], marker="o", markersize=4, label=rule)
         axis.set(xlabel="delay from observation to action [ms]", ylabel=FIGURES[key])
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"{task}: {TASKS[task][0]}", fontsize=10)
+    figure.suptitle(f"{task}: {TASKS[task].policy}", fontsize=10)
     figure.tight_layout()
     figure.savefig(file, dpi=100)
 

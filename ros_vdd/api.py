@@ -143,6 +143,7 @@ def load(
     sticky_steps: int = 2,
     tolerance: float = 0.5,
     commit_steps: int = 1,
+    draws: int = 8,
     seed: int = 0,
 ) -> LoadedPolicy:
     """Load a policy folder, every file of it checked against its sha256.
@@ -156,6 +157,7 @@ def load(
         sticky_steps: of sticky, plans in a row.
         tolerance: of coherent, share of half the joint range by which an action may depart from the plan before.
         commit_steps: of committed, how many actions of the plan before are executed whatever is decided now.
+        draws: of coherent, how many chunks a policy without experts draws to choose from.
         seed: of the first episode, until `reset`.
 
     Raises:
@@ -163,7 +165,7 @@ def load(
         PolicyError: the folder is damaged or incomplete.
         EngineError: the engine doesn't exist, isn't installed, or refuses the policy.
     """
-    rule = ChoiceConfig(choice, temperature, sticky_margin, sticky_steps, tolerance, commit_steps)
+    rule = ChoiceConfig(choice, temperature, sticky_margin, sticky_steps, tolerance, commit_steps, draws)
     return LoadedPolicy(Bundle.open(resources.find("models", str(folder))), backend, rule, seed)
 
 

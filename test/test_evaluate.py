@@ -14,12 +14,13 @@ from ros_vdd import backends, bundle, cli, envs
 from ros_vdd.config import dump_yaml, to_plain
 from ros_vdd.errors import ConfigError, EngineError, PolicyError
 from ros_vdd.offline import evaluate
+from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.inference import PolicyRunner
 from ros_vdd.streams.spec import robot_from_mapping
 
 STEPS, HORIZON, EXECUTED = 7, 4, 3
 CONTINUITY = ("delay_steps", "ensemble", "seam_jump", "switches_per_episode")
-SETTINGS = ("temperature", "sticky_margin", "sticky_steps", "tolerance", "commit_steps")
+SETTINGS = ("temperature", "sticky_margin", "sticky_steps", "tolerance", "commit_steps", "draws")
 
 
 class Env:
@@ -223,12 +224,16 @@ def test_the_rule_is_recorded_with_the_settings_it_reads(rule, given, told, verb
     assert {k: summary[k] for k in ("choice", *SETTINGS)} == {"choice": rule, **dict.fromkeys(SETTINGS), **told}
 
 
-def test_a_choice_is_reported_for_mixtures_only(tmp_path):
-    args = argparse.Namespace(env="e", seed=0, backend="b", replan_steps=0, choice="argmax", delay_steps=0, ensemble=None)
+def test_a_choice_is_reported_where_it_changes_something(tmp_path):
+    chosen = {name: getattr(ChoiceConfig(), name) for name in SETTINGS}
+    args = argparse.Namespace(env="e", seed=0, backend="b", replan_steps=0, choice="argmax", delay_steps=0, ensemble=None, **chosen)
     results = [evaluate.EpisodeResult(0, 0.5, False, 3, (1_000_000,))]
     diffusion = policy(tmp_path, kind="diffusion", nfe=19, experts=None)
     summary = evaluate.summarise(results, Env("robot"), diffusion, args)
     assert summary["choice"] is None and summary["nfe"] == 19
+    args.choice = "coherent"
+    summary = evaluate.summarise(results, Env("robot"), diffusion, args)
+    assert summary["choice"] == "coherent" and summary["draws"] == 8, "it draws chunks, and chooses among them"
     assert summary["latency_ms"] == {"p50": 1.0, "p99": 1.0, "mean": 1.0}
     assert "19 network evaluation(s)" in evaluate.report(summary)
 

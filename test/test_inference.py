@@ -184,6 +184,27 @@ def test_an_expert_that_isnt_finite_is_refused_before_one_is_chosen(mixture, obs
     assert runner.act(observation, 1).expert == first, "the plan before is still known"
 
 
+def test_coherent_draws_chunks_of_a_denoising_policy_and_goes_on_with_the_plan_before(diffusion, observation):
+    engine = Echo()
+    runner = PolicyRunner(diffusion, engine, ChoiceConfig("coherent", draws=5, tolerance=1e-3), seed=2)
+    first = runner.act(observation, 1)
+    assert len(engine.inputs) == 1, "nothing is left of a plan before"
+    second = runner.act(observation, 1)
+    drawn = np.concatenate([inputs["noise"] for inputs in engine.inputs[1:]])
+    assert len(drawn) == 5 and len(np.unique(drawn)) == drawn.size and second.expert is None
+    half = np.subtract(toy.SEEING.action.upper, toy.SEEING.action.lower) / 2
+    distance = np.square((drawn[:, :-1] - first.actions[1:]) / half).sum(axis=(1, 2))
+    np.testing.assert_array_equal(second.actions, drawn[distance.argmin()])
+    np.testing.assert_array_equal(second.means, drawn)
+    runner.reset(2)
+    np.testing.assert_array_equal(runner.act(observation, 1).actions, first.actions)
+
+
+def test_draws_without_meaning_are_refused():
+    with pytest.raises(ConfigError, match="'draws' is 0; expected at least 1"):
+        ChoiceConfig("coherent", draws=0)
+
+
 def test_a_wrong_choice_is_told(mixture):
     with pytest.raises(ConfigError, match="'choice' is 'argmaxx'.*did you mean 'argmax'"):
         PolicyRunner(mixture, Mixture(), "argmaxx")

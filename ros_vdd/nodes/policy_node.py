@@ -50,6 +50,7 @@ PARAMETERS = (
     Parameter("sticky_steps", 2, "of choice sticky: at how many plans in a row", 1, 1000),
     Parameter("tolerance", 0.5, "of choice coherent: departure from the plan before, share of half the joint range", 1e-3, 1e3),
     Parameter("commit_steps", 1, "of choice committed: how many actions of the plan before are executed whatever comes", 0, 1000),
+    Parameter("draws", 8, "of choice coherent: how many chunks a policy without experts draws to choose from", 1, 1000),
     Parameter("seed", 0, "of everything drawn at random in the first episode; each later one adds 1", 0, 2**31 - 1),
     Parameter("replan_steps", 0, "policy periods between two chunks; 0 for the policy's n_action_steps", 0, 1000),
     Parameter("monitor", False, "tell on ~/prediction and /diagnostics how sure the policy is; warn once calibrated"),
@@ -71,7 +72,7 @@ class PolicyWork:
         bundle, self._robot = _open_policy(parameters.policy, parameters.robot)
         goal = _parse_goal(parameters.goal, self._robot)
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
-        rule = ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance", "commit_steps")
+        rule = ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance", "commit_steps", "draws")
         choice = ChoiceConfig(*(getattr(parameters, name) for name in rule))
         self._engine = self._open_engines(bundle, parameters, backends.load)
         likelihood = self._open_engines(bundle, parameters, backends.load_likelihood) if choice.asks_likelihood(bundle) else None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ros_vdd.bundle import Bundle
 from ros_vdd.runtime.choice import RULES, SETTINGS, ChoiceConfig
 
 
@@ -21,6 +22,7 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
         "sticky_steps": "sticky: at how many choices in a row (%(default)s)",
         "tolerance": "coherent: departure, share of half the joint range (%(default)g)",
         "commit_steps": "committed: certain actions of the plan before (%(default)s)",
+        "draws": "coherent: chunks that a policy without experts draws (%(default)s)",
     }.items():
         value = getattr(default, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, metavar="X", help=text)
@@ -32,12 +34,12 @@ def choice_of(args: argparse.Namespace) -> ChoiceConfig:
     Raises:
         ConfigError: a setting is outside its range.
     """
-    return ChoiceConfig(args.choice, args.temperature, args.sticky_margin, args.sticky_steps, args.tolerance, args.commit_steps)
+    names = ("temperature", "sticky_margin", "sticky_steps", "tolerance", "commit_steps", "draws")
+    return ChoiceConfig(args.choice, *(getattr(args, name) for name in names))
 
 
-def described(choice: ChoiceConfig | None) -> dict[str, Any]:
-    """Return rule and settings under stable keys, null where they have no meaning; None is a policy without experts."""
+def described(choice: ChoiceConfig, bundle: Bundle) -> dict[str, Any]:
+    """Return rule and settings under stable keys, null where they change nothing: a policy that denoises has no experts."""
     keys = dict.fromkeys(name for names in SETTINGS.values() for name in names)
-    if choice is None:
-        return {"choice": None, **keys}
-    return {"choice": choice.rule, **keys, **choice.settings}
+    serves = bundle.kind == "mixture" or choice.rule == "coherent" or choice.rule == "committed" and bundle.inpaints
+    return {"choice": None, **keys} if not serves else {"choice": choice.rule, **keys, **choice.settings}

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     latency_key = "latency_ms" if args.mode == "real-time" else "compute_ms"
     figures = demo_log.summarise(log, next(iter(bundle.robot.cameras)), latency_key)
     summary = {"env": args.env, "policy": bundle.manifest.name, "mode": args.mode, "seed": args.seed}
-    summary |= {**described(choice if bundle.kind == "mixture" else None), **figures}
+    summary |= {**described(choice, bundle), **figures}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(demo_log.table(summary), flush=True)
     _draw(args, bundle, log, summary, folder)

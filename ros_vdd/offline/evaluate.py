@@ -169,7 +169,7 @@ def summarise(results: list[EpisodeResult], env: envs.Env, bundle: Bundle, args:
         "episodes": len(results),
         "seed": args.seed,
         "backend": args.backend,
-        **described(choice_of(args) if bundle.kind == "mixture" else None),
+        **described(choice_of(args), bundle),
         "replan_steps": args.replan_steps or bundle.n_action_steps,
         "delay_steps": args.delay_steps,
         "ensemble": args.ensemble,

@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-skew-s", type=float, default=5.0, metavar="X", help="as of policy_node; 0 compares no clocks (default 5)")
     add("--max-error", metavar="X", help="exit with 1 above this mean error, in the action's unit or as 3%% of the ranges")
     add("--max-dropped", type=float, metavar="SHARE", help="exit with 1 when a larger share of the plans is dropped")
+    add("--recover", action="store_true", help="take what is readable of a damaged bag")
     add("--json", metavar="FILE", help="write the figures as JSON")
     add("--plot", metavar="FILE", help="draw errors, and plans over recorded actions, as .png, .svg or .pdf")
     add("--no-progress", action="store_true", help="no progress bar")
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         require_robot(bundle, args.robot)
     given = load_robot(args.robot) if args.robot else None
     goal, config = _goal(args.goal, bundle.robot), _config(args, bundle)
-    bags = [open_bag(path) for path in args.bags]
+    bags = [open_bag(path, args.recover) for path in args.bags]
     sources = [ReplaySource(bag, robot_of(bag, bundle, given), span, goal is not None) for bag in bags]
     warnings = [line for bag in bags for line in _warnings(bag, given)]
     runner = PolicyRunner.load(bundle, args.backend, choice, args.seed)
@@ -75,19 +76,22 @@ def run(args: argparse.Namespace) -> int:
     replays = []
     for k, source in enumerate(sources):
         replays.append(play(source, Replay(source.robot, runner, config, args.seed + k, goal), not args.no_progress))
-    errors = ActionErrors(bundle.robot.action, config.replan_steps or bundle.n_action_steps)
-    compare(sources, replays, errors)
+    each = [compare(source, replay, config.replan_steps) for source, replay in zip(sources, replays)]
+    errors = ActionErrors(bundle.robot.action, config.replan_steps)
+    for of_one in each:
+        errors.take(of_one)
+    if not len(errors):
+        raise _nothing(sources, replays)
     summary = {
-        "bags": list(args.bags),
         "policy": bundle.manifest.name,
         "robot": sources[0].robot.name,
         "backend": args.backend,
         "seed": args.seed,
-        **described(choice if bundle.kind == "mixture" else None),
-        "replan_steps": config.replan_steps or bundle.n_action_steps,
+        **described(choice, bundle),
+        "replan_steps": config.replan_steps,
         "delay_ms": args.delay_ms,
         "lock_step": args.lock_step,
-        **summarise(replays, errors),
+        **summarise(args.bags, replays, each, errors),
         "warnings": warnings,
     }
     summary["failures"] = limits.passed(summary)
@@ -117,32 +121,28 @@ def play(source: ReplaySource, replay: Replay, progress: bool = False) -> Replay
     return replay
 
 
-def compare(sources: Sequence[ReplaySource], replays: Sequence[Replay], errors: ActionErrors) -> None:
-    """Hold every prediction against what was recorded.
+def compare(source: ReplaySource, replay: Replay, executed: int) -> ActionErrors:
+    """Hold every prediction of a bag against what was recorded; `executed` actions of each are executed."""
+    errors = ActionErrors(source.robot.action, executed)
+    for frame in replay.frames:
+        if frame.prediction:
+            recorded = source.recorded(frame.stamp_ns, len(frame.prediction.actions))
+            errors.add(frame.prediction.actions, recorded, frame.prediction.means)
+    return errors
 
-    Raises:
-        DataError: there is nothing to compare; the message says why.
-    """
-    for source, replay in zip(sources, replays):
-        for frame in replay.frames:
-            if frame.prediction:
-                recorded = source.recorded(frame.stamp_ns, len(frame.prediction.actions))
-                errors.add(frame.prediction.actions, recorded, frame.prediction.means)
-    if len(errors):
-        return
+
+def _nothing(sources: Sequence[ReplaySource], replays: Sequence[Replay]) -> DataError:
+    """Return the reason why nothing can be compared."""
     frames = [frame for replay in replays for frame in replay.frames]
+    names = ", ".join(f"'{source.bag.path}'" for source in sources)
     if not any(frame.prediction for frame in frames):
         told = {frame.reason: frame.detail for frame in reversed(frames)}
         why = "; ".join(f"{code}: {detail}" for code, detail in told.items())
-        raise DataError(f"no plan could be made from {_names(sources)}: {why or 'too few messages in what was read'}")
-    raise DataError(
-        f"no action was recorded at the time of any of {len(frames)} plans from {_names(sources)}; do the clocks of observations "
+        return DataError(f"no plan could be made from {names}: {why or 'too few messages in what was read'}")
+    return DataError(
+        f"no action was recorded at the time of any of {len(frames)} plans from {names}; do the clocks of observations "
         "and actions agree? `stamp` of each stream in the robot file says which clock is read"
     )
-
-
-def _names(sources: Sequence[ReplaySource]) -> str:
-    return ", ".join(f"'{source.bag.path}'" for source in sources)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@
 
 All but the first two commit, so that a robot doesn't waver between plans. `gumbel` has at each state the same marginal as
 `sample` (Gumbel-max: Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030); freezing the noise is our own. `coherent` commits to
-motions, not to an expert's number: the criterion is backward coherence (Liu et al. 2024, arXiv 2408.17355), here a weight.
+motions, not to an expert's number: the criterion is backward coherence (Liu et al. 2024, arXiv 2408.17355), here a weight. A
+policy that denoises has no experts: `coherent` then draws as many chunks as `draws` says and chooses among them, all as likely.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SETTINGS = {
     "sample": ("temperature",),
     "sticky": ("sticky_margin", "sticky_steps"),
     "gumbel": ("temperature",),
-    "coherent": ("temperature", "tolerance"),
+    "coherent": ("temperature", "tolerance", "draws"),
     "committed": ("temperature", "sticky_margin", "commit_steps"),
 }
 RULES = tuple(SETTINGS)
@@ -49,6 +50,7 @@ class ChoiceConfig:
         sticky_steps: at how many choices in a row.
         tolerance: standard deviation of an action from the plan before, as a share of half the joint's range; at least 1e-6.
         commit_steps: of `committed`, how many actions of the plan before are executed whatever is decided now.
+        draws: of `coherent`, how many chunks a policy without experts draws to choose from.
 
     Raises:
         ConfigError: no such rule, or a setting outside its range.
@@ -60,6 +62,7 @@ class ChoiceConfig:
     sticky_steps: int = 2
     tolerance: float = 0.5
     commit_steps: int = 1
+    draws: int = 8
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -77,6 +80,8 @@ class ChoiceConfig:
             )
         if self.commit_steps < 0:
             raise ConfigError(f"'commit_steps' is {self.commit_steps}; expected 0 or more")
+        if self.draws < 1:
+            raise ConfigError(f"'draws' is {self.draws}; expected at least 1")
 
     def asks_likelihood(self, bundle: Bundle) -> bool:
         """Return whether the rule asks a policy's likelihood; one without experts has nothing to choose."""
@@ -118,6 +123,10 @@ class ExpertChoice:
         """
         return self._choose(log_gate, plans, elapsed)
 
+    def begins(self, elapsed: int) -> bool:
+        """Return whether nothing is left of a plan before, so that many ticks after it."""
+        return self._plan is None or not 0 < elapsed < len(self._plan)
+
     def _argmax(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
         return int(log_gate.argmax())
 
@@ -145,7 +154,7 @@ class ExpertChoice:
 
     def _coherent(self, log_gate: np.ndarray, plans: np.ndarray, elapsed: int) -> int:
         weights = tempered(log_gate, self.config.temperature)
-        if self._plan is not None and 0 < elapsed < len(self._plan):
+        if not self.begins(elapsed):
             left = self._plan[elapsed:]
             weights = weights - 0.5 * np.square((plans[:, : len(left)] - left) / self.config.tolerance).sum(axis=(1, 2))
             weights -= weights.max()

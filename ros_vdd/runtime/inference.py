@@ -35,7 +35,7 @@ class Prediction:
     latency_ns: int
     """Time in the engine and around it, on the monotonic clock."""
     means: np.ndarray | None = None
-    """(K, H, A): what every expert of a mixture proposed."""
+    """(K, H, A): what every expert of a mixture proposed, or the chunks among which `coherent` chose."""
 
 
 class PolicyRunner:
@@ -44,7 +44,8 @@ class PolicyRunner:
     Args:
         bundle: the policy folder.
         engine: it, loaded.
-        choice: how an expert of a mixture is chosen: a rule, or a rule with its settings. A diffusion policy has no experts.
+        choice: how an expert of a mixture is chosen: a rule, or a rule with its settings. A policy that denoises has no experts:
+            `coherent` asks it several times, the other rules once.
         seed: of the noise and the draws.
         likelihood: engine of a mixture's likelihood, which the choice `committed` asks instead of the policy.
 
@@ -120,6 +121,9 @@ class PolicyRunner:
             log_gate = log_gate[0]
             expert = self._choose(log_gate, means[0], waited)
             actions = means[0, expert]
+        elif self.choice.rule == "coherent" and "noise" in inputs:
+            means = self._drawn(inputs, outputs["actions"], waited)[None]
+            actions = means[0, self._choose(np.zeros(len(means[0]), np.float32), means[0], waited)]
         else:
             actions = outputs["actions"][0]
         if not np.isfinite(actions).all():
@@ -137,6 +141,13 @@ class PolicyRunner:
         self._rng, self._chosen, self._past, self._certain = kept
         if self._commitment is not None:
             self._commitment.reset(self._seed)
+
+    def _drawn(self, inputs: dict[str, np.ndarray], first: np.ndarray, elapsed: int) -> np.ndarray:
+        """Return chunks `(N, H, A)` for one observation: the first, and more where one is to go on with the plan before."""
+        drawn, (shape, dtype) = [first], self._inputs["noise"]
+        while len(drawn) < self.choice.draws and not self._chosen.begins(elapsed):
+            drawn.append(self.engine.run(inputs | {"noise": self._rng.standard_normal(shape, dtype)})["actions"])
+        return np.concatenate(drawn)
 
     def _choose(self, log_gate: np.ndarray, means: np.ndarray, elapsed: int) -> int:
         if not np.isfinite(log_gate).all():

@@ -171,7 +171,8 @@ class ChunkExecutor:
 
     def _command(self, now_ns: int) -> None:
         with self._lock:
-            motion, refusal = self._commander.command(now_ns, self._measured.at(now_ns))
+            measured = self._measured.at(now_ns, self._commander.rested_ns)
+            motion, refusal = self._commander.command(now_ns, measured)
         if motion is not None:
             publish(self._node, self._publisher, command_message(self._robot.action, motion, now_ns))
             self._answered_ns = self._asked_ns

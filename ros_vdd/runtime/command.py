@@ -81,11 +81,17 @@ class Commander:
         self._forbidden: Refusal | None = None  # why nobody may move the robot
         self._now_ns: int | None = None
         self._due_ns = 0  # when the next command is, if none is missed
+        self._rests_ns = 0  # when the last motion is over
 
     @property
     def moving(self) -> bool:
         """Whether the last command came from a chunk, or was a step towards the safe action."""
         return self._drive.moving
+
+    @property
+    def rested_ns(self) -> int:
+        """Return since when a robot that was moved rests [ns], 0 while it moves: what was measured before isn't where it is now."""
+        return 0 if self._drive.moving else self._rests_ns
 
     def receive(self, chunk: ActionChunk | Refusal) -> Refusal | None:
         """Take a chunk, or note why it can't be taken.
@@ -108,7 +114,7 @@ class Commander:
         self._buffer.clear()
         self._refused = None
         if not self._drive.moving:
-            self._now_ns = None  # the clock may begin anew
+            self._now_ns, self._rests_ns = None, 0  # the clock may begin anew
 
     def forbid(self, refusal: Refusal | None) -> None:
         """Bring the robot to its safe action and keep it there, whatever chunks arrive, until None is given; plans are forgotten."""
@@ -132,6 +138,12 @@ class Commander:
             now_ns: time of this command on the clock of the chunk stamps, [ns]
             measured: fresh measured position of the action joints, (A,), or None where there is none
         """
+        command = self._decide(now_ns, measured)
+        if command.motion is not None and self._smooth:
+            self._rests_ns = now_ns + len(command.motion.positions) * self._period_ns
+        return command
+
+    def _decide(self, now_ns: int, measured: np.ndarray | None) -> Command:
         elapsed_ns = self._advance(now_ns)
         chunks = self._forbidden or self._refused or self._buffer.reaching(now_ns)
         if not isinstance(chunks, Refusal) and measured is None and self._needs_measurement:
@@ -173,6 +185,7 @@ class Commander:
         previous_ns, self._now_ns = self._now_ns, now_ns
         if previous_ns is not None and now_ns < previous_ns:
             self._buffer.clear()
+            self._rests_ns = 0
         if previous_ns is None or not self._drive.moving or now_ns < previous_ns:
             self._due_ns = now_ns + self._period_ns
             return self._period_ns

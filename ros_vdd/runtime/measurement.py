@@ -34,12 +34,12 @@ class MeasuredPosition:
         """Take a joint state; return whether it could be used."""
         return self.intakes[stream].push(message, receive_ns)
 
-    def at(self, now_ns: int) -> np.ndarray | None:
-        """Return the positions of the action joints, (A,) [action unit], or None unless all are measured and fresh."""
+    def at(self, now_ns: int, since_ns: int = 0) -> np.ndarray | None:
+        """Return the positions of the action joints, (A,) [action unit], or None unless all are measured, fresh, and of `since_ns` or later."""
         if None in self._sources:
             return None
         samples = {name: self.intakes[name].at(now_ns) for name, _ in self._sources}
-        if not all(isinstance(sample, Sample) for sample in samples.values()):
+        if not all(isinstance(sample, Sample) and now_ns - sample.age_ns >= since_ns for sample in samples.values()):
             return None
         return np.array([samples[name].value[column] for name, column in self._sources], dtype=np.float64)
 

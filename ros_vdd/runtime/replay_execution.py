@@ -73,7 +73,7 @@ class ReplayedExecution:
         self._command(self._asked_ns)
 
     def _command(self, now_ns: int) -> None:
-        motion, refusal = self._commander.command(now_ns, self._measured.at(now_ns))
+        motion, refusal = self._commander.command(now_ns, self._measured.at(now_ns, self._commander.rested_ns))
         if motion is not None:
             self._answered_ns = self._asked_ns
             self._counts["safe_actions" if refusal else "commands"] += 1

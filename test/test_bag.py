@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bags of both storage formats are read as written; a damaged or foreign one is refused in words."""
 
+import gc
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+import zstandard
 from make_bags import SECOND, STORE, image, joint_state, serialize, write_bag, write_mcap
+from mcap.writer import IndexType, Writer as McapWriter
+from mcap.reader import make_reader
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
@@ -163,7 +169,7 @@ def test_a_ros1_bag_and_an_unknown_storage_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "old, new, words",
     [
-        ("compression_mode: ''", "compression_mode: FILE", "compressed file by file"),
+        ("compression_format: ''\n  compression_mode: ''", "compression_format: lz4\n  compression_mode: FILE", "compressed as 'lz4'; expected zstd"),
         ("relative_file_paths", "relative_paths", "not the metadata of a recording"),
         ("rosbag2_bagfile_information:", "rosbag2_bagfile_information: [", "not valid YAML"),
     ],
@@ -195,6 +201,113 @@ def test_single_messages_compressed_by_rosbag2_are_read(tmp_path):
     assert read.message.data.tolist() == [9] * 48
 
 
+@pytest.mark.parametrize("storage", [StoragePlugin.SQLITE3, StoragePlugin.MCAP])
+def test_bags_compressed_by_rosbags_are_read(tmp_path, storage):
+    """Message by message, and whole files; SQLite's are compressed as rosbag2 does, with the ending in the metadata."""
+    modes = [CompressionMode.MESSAGE] + [CompressionMode.FILE] * (storage == StoragePlugin.SQLITE3)
+    for mode in modes:
+        writer = Writer(tmp_path / mode.name, version=8, storage_plugin=storage)
+        writer.set_compression(mode, CompressionFormat.ZSTD)
+        with writer:
+            connection = writer.add_connection("/joint_states", "sensor_msgs/msg/JointState", typestore=STORE)
+            for _, stamp, message in TEN:
+                writer.write(connection, stamp, serialize(message))
+        bag = Bag.open(tmp_path / mode.name)
+        assert [int(m.message.position[0]) for m in bag.messages()] == list(range(10))
+        assert bag.topics["/joint_states"].count == 10
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A bag whose one file is compressed, as `ros2 bag record --compression-mode file` leaves it."""
+    folder = write_bag(tmp_path / "bag", TEN)
+    file = folder / "bag.mcap"
+    (folder / "bag.mcap.zstd").write_bytes(zstandard.ZstdCompressor().compress(file.read_bytes()))
+    file.unlink()
+    text = (folder / "metadata.yaml").read_text()
+    text = text.replace("compression_format: ''", "compression_format: zstd").replace("compression_mode: ''", "compression_mode: FILE")
+    (folder / "metadata.yaml").write_text(text)
+    return folder
+
+
+def test_compressed_files_are_unpacked_for_reading_and_gone_afterwards(packed, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    text = (packed / "metadata.yaml").read_text()
+    for named in ("bag.mcap", "bag.mcap.zstd"):  # with the ending and without, as versions differ
+        (packed / "metadata.yaml").write_text(text.replace("- bag.mcap", f"- {named}"))
+        bag = Bag.open(packed)
+        assert [m.log_time_ns for m in bag.messages()] == [i * SECOND for i in range(10)]
+        assert len(list((tmp_path / "temporary").rglob("*.mcap"))) == 1
+        del bag
+        gc.collect()
+        assert not list((tmp_path / "temporary").iterdir())
+    assert len(list(Bag.open(packed / "bag.mcap.zstd").messages())) == 10
+    (packed / "metadata.yaml").unlink()
+    assert len(list(Bag.open(packed).messages())) == 10
+
+
+def test_a_compressed_file_that_is_cut_off_or_none_is_told(packed):
+    file = packed / "bag.mcap.zstd"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(DataError, match="bag.mcap.zstd' is cut off; recovery"):
+        Bag.open(packed)
+    file.write_bytes(b"no zstd at all")
+    with pytest.raises(DataError, match="bag.mcap.zstd' can't be unpacked"):
+        Bag.open(packed)
+    file.unlink()
+    with pytest.raises(DataError, match="names bag.mcap"):
+        Bag.open(packed)
+
+
+@pytest.mark.parametrize("version", range(4, 10))
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_metadata_of_every_version_is_read(tmp_path, version, storage):
+    """Version 4 has neither files nor custom_data, 5 to 8 no distribution or hash, up to 8 profiles are text with numbers."""
+    folder = write_bag(tmp_path / "bag", TEN, storage, {"robot": "text"})
+    path = folder / "metadata.yaml"
+    whole = yaml.safe_load(path.read_text())
+    inside = whole["rosbag2_bagfile_information"]
+    inside["version"] = version
+    if version < 9:
+        inside.pop("ros_distro", None)
+        for topic in inside["topics_with_message_count"]:
+            topic["topic_metadata"]["offered_qos_profiles"] = "- history: 1\n  depth: 10\n  reliability: 1\n  durability: 2\n"
+            topic["topic_metadata"].pop("type_description_hash", None)
+    if version < 6:
+        inside.pop("custom_data", None)
+    if version < 5:
+        inside.pop("files", None)
+    path.write_text(yaml.safe_dump(whole))
+    bag = Bag.open(folder)
+    assert [int(m.message.position[0]) for m in bag.messages()] == list(range(10))
+    assert bag.custom_data == ({} if version < 6 else {"robot": "text"})
+
+
+def test_an_mcap_without_statistics_or_index_is_counted_by_reading(tmp_path):
+    for name, options in {
+        "statistics": {"use_statistics": False},
+        "index": {"index_types": IndexType.NONE, "use_statistics": False},
+    }.items():
+        bag = Bag.open(write_mcap(tmp_path / f"{name}.mcap", TEN, **options))
+        assert bag.topics["/joint_states"].count == 10
+        assert [m.log_time_ns for m in bag.messages()] == [i * SECOND for i in range(10)]
+
+
+def test_a_type_name_without_msg_is_understood(tmp_path):
+    with (tmp_path / "old.mcap").open("wb") as stream:
+        writer = McapWriter(stream)
+        writer.start(profile="ros2")
+        definition = STORE.generate_msgdef("sensor_msgs/msg/JointState", ros_version=2)[0]
+        schema = writer.register_schema("sensor_msgs/JointState", "ros2msg", definition.encode())
+        channel = writer.register_channel("/joint_states", "cdr", schema)
+        writer.add_message(channel, 5, serialize(TEN[3][2]), 5)
+        writer.finish()
+    bag = Bag.open(tmp_path / "old.mcap")
+    assert bag.topics == {"/joint_states": ("sensor_msgs/msg/JointState", 1)}
+    assert [tuple(m.message.position) for m in bag.messages()] == [(3, -3)]
+
+
 def test_bytes_that_are_no_message_are_told_with_topic_and_time(tmp_path):
     path = write_mcap(tmp_path / "short.mcap", TEN, enable_crcs=False)
     data, raw = path.read_bytes(), serialize(TEN[3][2])
@@ -222,3 +335,19 @@ def test_recorded_bags_agree_with_an_independent_reader(folder):
         raw = reader.messages(chosen)
         expected = sorted((t, c.topic, repr(reader.deserialize(data, c.msgtype))) for c, t, data in raw)
     assert sorted((m.log_time_ns, m.topic, repr(m.message)) for m in bag.messages(topics)) == expected
+
+
+def test_a_damaged_length_costs_its_own_chunk_and_recovery_goes_on_behind_it(tmp_path):
+    whole = write_mcap(tmp_path / "whole.mcap", TEN).read_bytes()
+    with (tmp_path / "whole.mcap").open("rb") as stream:
+        chunks = make_reader(stream).get_summary().chunk_indexes
+    assert len(chunks) > 2
+    for at in (chunks[1].chunk_start_offset, chunks[1].chunk_start_offset + chunks[1].chunk_length):  # chunk, message index
+        for byte in (0, 1, 2, 4, 8):
+            broken = bytearray(whole)
+            broken[at + byte] ^= 2
+            (tmp_path / "broken.mcap").write_bytes(broken)
+            left = [int(m.message.position[0]) for m in Bag.open(tmp_path / "broken.mcap", recover=True).messages()]
+            first, second = (sum(index.message_start_time <= i * SECOND <= index.message_end_time for i in range(10)) for index in chunks[:2])
+            rest = list(range(first + second, 10))
+            assert left[: first] == list(range(first)) and left[-len(rest) :] == rest, (at, byte)

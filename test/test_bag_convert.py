@@ -407,3 +407,54 @@ def test_the_recorder_s_verdict_travels_with_the_episode(tmp_path):
     folder = write_bag(tmp_path / "bag", events, custom_data={"ros_vdd.verdict": "warn", "ros_vdd.reasons": "idle", "ros_vdd.success": "true"})
     ((_, meta),) = convert(folder)
     assert (meta["verdict"], meta["reasons"], meta["success"]) == ("warn", "idle", "true")
+
+
+def test_joint_states_without_names_are_refused_with_the_reason(tmp_path):
+    nameless = [("/joint_states", START + k * DT, joint_state(START + k * DT, (), (k, 0))) for k in range(10)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), nameless, commands(range(40, 1000, 100)))
+    with pytest.raises(DataError, match="states_arm .*all 10 messages were refused: JointState names no joints; its publisher must fill"):
+        convert(folder)
+
+
+def test_joints_in_another_order_and_from_several_publishers_are_put_together(tmp_path):
+    """x and y from two publishers at different rates, beside a third with joints nobody asked for; names in any order."""
+    xs = [("/joint_states", START + ms * MS, joint_state(START + ms * MS, ("w", "x"), (-1, ms))) for ms in range(0, 1000, 10)]
+    ys = [("/joint_states", START + ms * MS + 1, joint_state(START + ms * MS, ("y", "v", "u"), (ms, -1, -1))) for ms in range(0, 1000, 40)]
+    other = [("/joint_states", START + ms * MS + 2, joint_state(START + ms * MS, ("z",), (7,))) for ms in range(0, 1000, 30)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), xs, ys, other, commands(range(40, 1000, 100)))
+    ((arrays, meta),) = convert(folder)
+    assert arrays["state"].tolist() == [[k * 100, k * 100 // 40 * 40] for k in range(10)]
+    assert (arrays["age_ns.states_arm"] // MS).tolist() == [k * 100 % 40 for k in range(10)]
+    assert meta["refused"] == {}
+
+
+def test_velocity_only_joint_states_are_no_positions(tmp_path):
+    moving = [("/joint_states", START + k * DT, joint_state(START + k * DT, JOINTS, (), (k, -k))) for k in range(10)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), moving, commands(range(40, 1000, 100)))
+    with pytest.raises(DataError, match="none of 10 messages holds it: states_arm: position of joint 'x': never received"):
+        convert(folder)
+    elsewhere = {"topic": "joint_states", "joints": ["xx"], "unit": "m", "max_age_s": 0.15}
+    with pytest.raises(DataError, match="joint 'xx': never received; joints on the topic: available: x, y; did you mean 'x'"):
+        convert(folder, robot(states={"arm": elsewhere}, safe_action={"kind": "stop", "stale_chunk_s": 1.0}))
+    state = {"topic": "joint_states", "joints": list(JOINTS), "unit": "m", "fields": ["velocity"], "max_age_s": 0.15}
+    spec = robot(states={"arm": state}, safe_action={"kind": "stop", "stale_chunk_s": 1.0})
+    ((arrays, _),) = convert(folder, spec)
+    assert arrays["state"].tolist() == [[k, -k] for k in range(10)]
+
+
+def test_velocity_only_commands_are_refused_as_actions(tmp_path):
+    given = [("/joint_commands", START + k * DT, joint_state(START + k * DT, JOINTS, (), (k, -k))) for k in range(10)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), arm(range(0, 1000, 10)), given)
+    with pytest.raises(DataError, match=r"action .*all 10 messages were refused: JointState has 0 positions for 2 joints \(x, y\)"):
+        convert(folder, robot({"topic": "joint_commands", "type": "sensor_msgs/msg/JointState"}))
+
+
+def test_a_header_clock_of_another_domain_is_told_or_bridged_by_the_choice_of_stamp(tmp_path):
+    """Joint states stamped by a simulation that began at zero, 1000 s from the wall clock of all else."""
+    simulated = [("/joint_states", START + ms * MS, joint_state(ms * MS + 1, JOINTS, (ms, -ms))) for ms in range(0, 1000, 10)]
+    folder = bag_of(tmp_path / "bag", camera(range(10)), simulated, commands(range(40, 1000, 100)))
+    with pytest.raises(DataError, match=r"at no time is every stream there.*choose stamp: header or stamp: receive per stream"):
+        convert(folder)
+    state = {"topic": "joint_states", "joints": list(JOINTS), "unit": "m", "max_age_s": 0.15, "stamp": "receive"}
+    ((arrays, _),) = convert(folder, robot(states={"arm": state}))
+    assert arrays["state"][:, 0].tolist() == [k * 100 for k in range(10)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ros_vdd.config import Section
+from ros_vdd.data.bag_decompress import Unpacked
 from ros_vdd.data.bag_file import BagChannel, BagFile, RawMessage
 from ros_vdd.data.bag_layout import BagLayout, find_layout
 from ros_vdd.data.bag_mcap import McapFile
@@ -46,11 +47,11 @@ class Bag:
         warnings: what a reader should know, in words: no metadata, parts left out by recovery.
     """
 
-    def __init__(self, layout: BagLayout, files: list[BagFile]) -> None:
+    def __init__(self, layout: BagLayout, files: list[BagFile], unpacked: Unpacked) -> None:
         self.path, self.storage = layout.path, layout.storage
-        self.warnings = [*layout.warnings, *(f"left out: {d}" for f in files for d in f.damage)]
+        self.warnings = [*layout.warnings, *(f"left out: {d}" for f in (unpacked, *files) for d in f.damage)]
         self.custom_data = _custom_data(layout.metadata, files)
-        self._files = files
+        self._files, self._unpacked = files, unpacked  # what was compressed lies unpacked as long as the bag is open
         self._distro = layout.metadata.get("ros_distro")
         self._channels: dict[str, list[BagChannel]] = {}
         for channel in itertools.chain.from_iterable(f.channels for f in files):
@@ -73,8 +74,9 @@ class Bag:
                 format, a ROS 1 recording, or a damaged file.
         """
         layout = find_layout(Path(path))
-        files = [McapFile(p, recover) if layout.storage == "mcap" else SqliteFile(p) for p in layout.files]
-        return cls(layout, files)
+        unpacked = Unpacked(layout.files, recover)
+        files = [McapFile(p, recover) if layout.storage == "mcap" else SqliteFile(p) for p in unpacked.files]
+        return cls(layout, files, unpacked)
 
     def messages(self, topics: Iterable[str] | None = None) -> Iterator[BagMessage]:
         """Return an iterator over the decoded messages of some topics (None: all), earliest log time first.

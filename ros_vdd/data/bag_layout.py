@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ros_vdd.config import Section
+from ros_vdd.data.bag_decompress import SUFFIX
 from ros_vdd.data.bag_metadata import METADATA, read_metadata
 from ros_vdd.errors import DataError, suggest
 
@@ -39,8 +40,9 @@ def find_layout(path: Path) -> BagLayout:
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
         raise DataError(f"no bag '{path}'; {suggest(path.name, (p.name for p in beside))}")
     if path.is_file():
+        storage = _storage(path, path.with_suffix("").suffix if path.suffix == SUFFIX else path.suffix)
         alone = f"'{path.name}' is read alone: other files of its recording are not looked for"
-        return BagLayout(path, _storage(path, path.suffix), [path], Section(), [alone])
+        return BagLayout(path, storage, [path], Section(), [alone])
     if (path / METADATA).is_file():
         return _by_metadata(path)
     return _by_suffix(path)
@@ -50,14 +52,22 @@ def _by_metadata(path: Path) -> BagLayout:
     metadata = read_metadata(path / METADATA)
     # Only the name counts: up to metadata version 3 the paths held the folder's name at recording time.
     files = [path / PurePath(p).name for p in metadata["relative_file_paths"]]
+    if str(metadata.get("compression_mode") or "none").lower() == "file":
+        files = [_compressed(file) for file in files]
     missing = [p.name for p in files if not p.is_file()]
     if missing:
         raise DataError(f"'{path}': {METADATA} names {', '.join(missing)}, not in the folder; copy the whole bag")
     return BagLayout(path, _storage(path, str(metadata.get("storage_identifier"))), files, metadata, [])
 
 
+def _compressed(file: Path) -> Path:
+    """Return the file as it lies there: metadata of some versions leave out the ending of compressed ones."""
+    packed = file if file.suffix == SUFFIX else file.with_name(file.name + SUFFIX)
+    return packed if packed.is_file() or file.suffix == SUFFIX else file
+
+
 def _by_suffix(path: Path) -> BagLayout:
-    found = sorted(p for p in path.iterdir() if p.suffix in STORAGE_OF_SUFFIX)
+    found = sorted(p for p in path.iterdir() if p.suffix in STORAGE_OF_SUFFIX or ".mcap.zstd" == "".join(p.suffixes[-2:]))
     names = ", ".join(p.name for p in found)
     if not found:
         inside = suggest(METADATA, (p.name for p in path.iterdir()))

@@ -38,7 +38,7 @@ def read_metadata(path: Path) -> Section:
     """Return what stands below the top key of a metadata.yaml.
 
     Raises:
-        DataError: not YAML, not the metadata of a recording, or of one that is compressed file by file.
+        DataError: not YAML, not the metadata of a recording, or of one that is compressed in another way than zstd.
     """
     try:
         metadata = read_yaml(path).get(TOP_KEY)
@@ -47,8 +47,9 @@ def read_metadata(path: Path) -> Section:
     files = metadata.get("relative_file_paths") if isinstance(metadata, Section) else None
     if not isinstance(files, list) or not files or not all(isinstance(f, str) for f in files):
         raise DataError(f"'{path}' is not the metadata of a recording; expected {TOP_KEY}: relative_file_paths")
-    if str(metadata.get("compression_mode") or "none").lower() == "file":
-        raise DataError(f"'{path.parent}' is compressed file by file; decompress it first with `ros2 bag convert`")
+    form = str(metadata.get("compression_format") or "zstd")
+    if str(metadata.get("compression_mode") or "none").lower() != "none" and form != "zstd":
+        raise DataError(f"'{path.parent}' is compressed as '{form}'; expected zstd. Write it again with `ros2 bag convert`")
     return metadata
 
 

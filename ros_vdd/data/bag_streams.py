@@ -60,7 +60,13 @@ class BagStream:
         """Return why no message was used, or None where one was."""
         if self.stamps:
             return None
-        return f"all {self.received} messages were refused: {self.refusal}" if self.received else "no messages"
+        if not self.received:
+            return "no messages"
+        if self.refused:
+            which = "all" if self.refused == self.received else f"{self.refused} of"
+            return f"{which} {self.received} messages were refused: {self.refusal}"
+        reason = f": {missing.reason}" if isinstance(missing := self.buffer.at(0), Missing) else ""
+        return f"none of {self.received} messages holds it{reason}"
 
     def at(self, tick_ns: int) -> Sample | Missing:
         """Return the sample in force at a tick, or why there is none."""

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("onnx", reason="the tiny policy is made with onnx")
 
 import tiny_policy  # noqa: E402
-from make_bags import SECOND, image, joint_state, text, trajectory, write_bag  # noqa: E402
+from make_bags import SECOND, image, joint_state, text, trajectory, write_bag, write_mcap  # noqa: E402
 from tiny_policy import HEIGHT, HORIZON, N_ACTION_STEPS, OFFSETS, WIDTH  # noqa: E402
 
 from ros_vdd import cli, nodes  # noqa: E402
@@ -171,9 +171,7 @@ def test_the_live_node_sees_the_same(tmp_path, policy):
 
 def compared(folder, policy, **config):
     replay, source, _ = play(folder, policy, **config)
-    errors = ActionErrors(policy.robot.action, config.get("replan_steps") or N_ACTION_STEPS)
-    verb.compare([source], [replay], errors)
-    return replay, errors
+    return replay, verb.compare(source, replay, config.get("replan_steps") or N_ACTION_STEPS)
 
 
 def test_the_error_by_horizon_is_that_of_the_closed_form(tmp_path, policy):
@@ -242,8 +240,7 @@ def test_a_lock_step_bag_of_a_policy_is_repeated_by_it(tmp_path, policy):
     robot = by_header(policy)
     config = {"lock_step": True, "execution": ExecutionConfig(replan_steps=N_ACTION_STEPS)}
     replay, source, _ = play(lock_step(tmp_path / "bag"), policy, robot, **config)
-    errors = ActionErrors(robot.action, N_ACTION_STEPS)
-    verb.compare([source], [replay], errors)
+    errors = verb.compare(source, replay, N_ACTION_STEPS)
     assert len(replay.frames) == 6 and reasons(replay.frames) == {}
     np.testing.assert_array_equal(errors.by_horizon()[:N_ACTION_STEPS], 0.0)
     assert errors.by_horizon()[N_ACTION_STEPS:, 1].min() > 0.1  # b moves against its plan, and the next began there
@@ -392,8 +389,30 @@ def test_dropped_plans_are_an_exit_status_too(tmp_path, policy, capsys):
 def test_several_bags_are_one_report_with_a_seed_each(tmp_path, policy, capsys):
     for name in ("one", "two"):
         plain(tmp_path / name)
-    status, out, _ = told(capsys, tmp_path / "one", tmp_path / "two", "--policy", policy.path)
-    assert status == 0 and "10 plans were due" in out
+    words = (tmp_path / "one", tmp_path / "two", "--policy", policy.path, "--json", tmp_path / "r.json")
+    status, out, _ = told(capsys, *words)
+    summary = json.loads((tmp_path / "r.json").read_text())
+    assert status == 0 and "10 plans were due" in out and f"{tmp_path}/two      5        0" in out
+    assert [(bag["bag"], bag["frames"]) for bag in summary["per_bag"]] == [(str(tmp_path / n), 5) for n in ("one", "two")]
+    assert {bag["mean"] for bag in summary["per_bag"]} == {summary["action_error"]["mean"]}
+
+
+def test_a_pause_of_years_takes_no_time(tmp_path, policy):
+    """A message stamped by a clock that wasn't set yet."""
+    later = [(topic, at + 10 * 365 * 86400 * SECOND, message) for topic, at, message in cameras(range(3))]
+    every = (cameras(range(10)), arm(range(0, 1000, 10)), commands(range(50, 1000, 100)), later)
+    replay, _, _ = play(bag_of(tmp_path / "bag", *every), policy)
+    assert sum(frame.prediction is not None for frame in replay.frames) == 3
+
+
+def test_what_is_left_of_a_damaged_bag_is_replayed_on_request(tmp_path, policy, capsys):
+    events = [*cameras(range(20)), *arm(range(0, 2000, 10)), *commands(range(50, 2000, 100))]
+    path = write_mcap(tmp_path / "cut.mcap", sorted(events, key=lambda e: e[1]))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError):
+        refused(path, policy)
+    status, out, err = told(capsys, path, "--policy", policy.path, "--recover")
+    assert status == 0 and "plans were due" in out and "left out" in err
 
 
 @pytest.mark.parametrize(

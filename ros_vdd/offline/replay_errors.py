@@ -40,6 +40,11 @@ class ActionErrors:
             squares = np.nanmean(np.square(each / (self._range / 2)), axis=(1, 2))
             self._best.append(each[int(np.argmin(squares))])
 
+    def take(self, other: ActionErrors) -> None:
+        """Take all plans of another."""
+        self._errors += other._errors
+        self._best += other._best
+
     def __len__(self) -> int:
         return len(self._errors)
 
@@ -50,6 +55,11 @@ class ActionErrors:
     def best_by_horizon(self) -> np.ndarray | None:
         """Return the same of the best expert, or None where the policy has none."""
         return _mean(np.abs(np.array(self._best)), 0) if self._best else None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean absolute error of all steps and joints, [action unit]; None without plans."""
+        return _number(np.nanmean(np.abs(np.array(self._errors)))) if self._errors else None
 
     def figures(self) -> dict[str, Any]:
         """Return the figures under their stable keys, [action unit]; `relative` ones are shares of the joints' ranges."""

@@ -64,8 +64,10 @@ class Limits:
         return told
 
 
-def summarise(replays: Sequence[Replay], errors: ActionErrors) -> dict[str, Any]:
-    """Return the figures of some bags under their stable keys."""
+def summarise(
+    bags: Sequence[str], replays: Sequence[Replay], each: Sequence[ActionErrors], errors: ActionErrors
+) -> dict[str, Any]:
+    """Return the figures of some bags under their stable keys; errors are those of `each`, and of all."""
     frames = [frame for replay in replays for frame in replay.frames]
     dropped = reasons(frames)
     return {
@@ -76,7 +78,14 @@ def summarise(replays: Sequence[Replay], errors: ActionErrors) -> dict[str, Any]
         "latency_ms": _latency(frames),
         "execution": _execution([replay.execution() for replay in replays]),
         "streams": _streams(replays),
+        "per_bag": [_bag(*of_one) for of_one in zip(bags, replays, each)],
     }
+
+
+def _bag(name: str, replay: Replay, errors: ActionErrors) -> dict[str, Any]:
+    dropped = reasons(replay.frames)
+    counts = {"frames": len(replay.frames), "dropped": sum(dropped.values()), "dropped_reasons": dropped}
+    return {"bag": name, **counts, "mean": errors.mean}
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -104,7 +113,19 @@ def table(summary: Mapping[str, Any]) -> str:
     for name, count in summary["streams"].items():
         if count["refused"]:
             lines.append(f"{name}: {count['refused']} of {count['received']} messages refused{_why(count['refusal'])}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_bags(summary["per_bag"], unit)])
+
+
+def _bags(rows: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
+    """Return a line a bag, where there are several."""
+    if len(rows) < 2:
+        return []
+    width = max(len(row["bag"]) for row in rows)
+    lines = ["", f"{'bag':{width}}  plans  dropped  mean error [{unit}]"]
+    for row in rows:
+        mean = "-" if row["mean"] is None else f"{row['mean']:.4g}"
+        lines.append(f"{row['bag']:{width}}  {row['frames']:5d}  {row['dropped']:7d}  {mean:>{14 + len(unit)}}")
+    return lines
 
 
 def _steps(horizon: int) -> list[int]:

@@ -30,8 +30,8 @@ class Span(NamedTuple):
     to_s: float = float("inf")
 
 
-def open_bag(path: str | Path) -> Bag:
-    """Open a bag folder, .mcap or .db3.
+def open_bag(path: str | Path, recover: bool = False) -> Bag:
+    """Open a bag folder, .mcap or .db3; `recover` takes what is readable of a damaged one.
 
     Raises:
         DataError: it can't be read, or is an episode store.
@@ -41,7 +41,7 @@ def open_bag(path: str | Path) -> Bag:
             f"'{path}' is an episode store: its frames are aligned and resized already, so nothing of the live path is left to "
             "replay; give the bags it was made of (`source` in each episode's meta.yaml)"
         )
-    return Bag.open(path)
+    return Bag.open(path, recover)
 
 
 def recorded_robot(bag: Bag) -> RobotSpec | None:

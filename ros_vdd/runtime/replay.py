@@ -25,6 +25,7 @@ from ros_vdd.runtime.replay_frames import REPLACED, Frame, MissedPlans
 from ros_vdd.runtime.replay_mailbox import TimedMailbox
 from ros_vdd.streams.spec import RobotSpec
 
+PAUSE_NS = 60_000_000_000  # in a longer silence of all streams nothing more happens: every plan is over by then
 LOOK_NS = 100_000_000  # how often policy_node looks whether a stream is silent
 _ROUNDING_NS = 1_000  # a wait that is over must be so in floating-point seconds, too
 
@@ -121,6 +122,9 @@ class Replay:
         """Let time pass until a message came, and take it; times never go back."""
         if self._origin_ns is None:
             self._begin(event.time_ns)
+        elif event.time_ns - self._now_ns > PAUSE_NS:
+            self._pass_until(self._now_ns + PAUSE_NS)
+            self._set_timers(event.time_ns)
         self._pass_until(event.time_ns)
         received_s = self._seconds()
         if event.kind == "goal":
@@ -155,9 +159,13 @@ class Replay:
 
     def _begin(self, time_ns: int) -> None:
         self._origin_ns = self._now_ns = time_ns
+        self._set_timers(time_ns)
+        self._count_anew()
+
+    def _set_timers(self, time_ns: int) -> None:
+        """Have commands given, and streams looked at, from a time on."""
         self._execution.begin(time_ns)
         self._look_ns = None if self._config.lock_step else time_ns + LOOK_NS
-        self._count_anew()
 
     def _count_anew(self) -> None:
         """Count missed plans from now on; in lock-step, where streams wait for the robot, from the first tick on."""

@@ -215,7 +215,7 @@ def test_a_store_s_page_runs_nothing_of_a_file_and_shows_every_verdict(store, tm
 def test_the_size_of_a_page_is_bounded_and_the_rest_is_shown_on_request(store, tmp_path):
     few = inspected(store, tmp_path, "--full", "3")
     shown = [a["id"] for a in few.all("article")]
-    assert shown == ["episode_000000", "episode_000003", "episode_000012"]  # to look at and to drop first, then of the rest
+    assert shown == ["episode_000012", "episode_000003", "episode_000000"]  # drop, look, then of the rest
     assert len([a for a in few.all("tr") if "data-verdict" in a]) == 13
     asked = inspected(store, tmp_path, "--episodes", "4:6")
     assert [a["id"] for a in asked.all("article")] == ["episode_000004", "episode_000005"]

@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         told = _policy(path, args)
     elif (path / "store.yaml").is_file():
         told = _store(path, args)
+    elif (path / "meta" / "info.json").is_file():
+        raise DataError(f"'{path}' is a LeRobotDataset; turn it into an episode store with ros-vdd convert, then inspect that")
     elif path.suffix == ".zarr":
         raise DataError(f"'{path}' is a zarr; turn it into an episode store with ros-vdd convert, then inspect that")
     else:

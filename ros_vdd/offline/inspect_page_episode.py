@@ -14,6 +14,7 @@ from ros_vdd.data.episode_quality_survey import Review
 from ros_vdd.offline import inspect_page as parts
 from ros_vdd.offline.inspect_html import Markup, table, tag
 from ros_vdd.offline.inspect_numbers import milliseconds, number, share
+from ros_vdd.offline.inspect_page_table import leave_out_box
 from ros_vdd.offline.inspect_pictures import contact_sheet, spread
 from ros_vdd.offline.inspect_svg import Line, plot
 from ros_vdd.streams.spec import RobotSpec
@@ -37,7 +38,7 @@ _QUIET = (
 def episode_card(view: StoreView, index: int) -> Markup:
     """Return the card of one episode; plots of one to keep are folded."""
     review = view.reviews[index]
-    head = tag("header", parts.verdict(review.verdict), tag("h3", review.name), tag("small", _about(review)))
+    head = tag("header", parts.verdict(review.verdict), tag("h3", review.name), tag("small", _about(review)), _tick(review))
     if review.figures is None:
         return tag("article", head, parts.reasons(review.reasons), class_=f"card {review.verdict}", id=review.name)
     episode = view.store[index]
@@ -48,6 +49,10 @@ def episode_card(view: StoreView, index: int) -> Markup:
     tables = tag("details", tag("summary", "figures of each joint, stream and camera"), _details(review))
     body = [head, parts.reasons(review.reasons), _facts(review), sheets, folded, tables]
     return tag("article", body, class_=f"card {review.verdict}", id=review.name)
+
+
+def _tick(review: Review) -> Markup:
+    return tag("label", leave_out_box(review), " leave out", class_="tick")
 
 
 def camera_sheet(name: str, frames: np.ndarray, rate_hz: float) -> Markup:

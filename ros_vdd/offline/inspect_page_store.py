@@ -142,13 +142,10 @@ def _together(view: StoreView) -> Markup | None:
 
 
 def _cards(view: StoreView, full: list[int]) -> Markup:
-    cards = [episode_card(view, index) for index in full]
-    lead = f"{len(full)} of {len(view.reviews)} episodes with pictures and plots"
-    lead += (
-        "."
-        if len(full) == len(view.reviews)
-        else ": those to drop or to look at first, then an even choice of the rest; --episodes A:B shows others."
-    )
+    worst_first = sorted(full, key=lambda i: (-LEVELS.index(view.reviews[i].verdict), i))
+    cards = [episode_card(view, index) for index in worst_first]
+    lead = f"{len(full)} of {len(view.reviews)} episodes with pictures and plots, the worst verdict first."
+    lead += "" if len(full) == len(view.reviews) else " --episodes A:B shows others, --full N more of them."
     key = parts.line_key(
         ("line state", "state, measured"),
         ("line action", "action, commanded"),
@@ -158,16 +155,20 @@ def _cards(view: StoreView, full: list[int]) -> Markup:
     return parts.section("Episodes in full", lead, key, cards)
 
 
-def _leave_out(view: StoreView) -> Markup | None:
-    names = [r.name for r in view.reviews if r.verdict == "drop"]
-    if not names:
-        return None
+def _leave_out(view: StoreView) -> Markup:
+    """The command that moves away what is ticked; the page's script writes it anew when a box changes."""
     root = shlex.quote(str(view.store.root))
-    some = "{" + ",".join(names) + "}" if len(names) > 1 else names[0]
-    text = f"mkdir -p {root}/.dropped\nmv {root}/{some} {root}/.dropped/"
-    lead = "An episode is a folder, and one that is moved away isn't read any more. This moves what is to be dropped;"
-    lead += " moving it back undoes it."
-    return parts.section("Leave out", lead, tag("pre", text))
+    names = [shlex.quote(r.name) for r in view.reviews if r.verdict == "drop"]
+    lead = "Tick what to leave out, in the table or on a card; what is to be dropped is ticked. An episode is a folder,"
+    lead += " and one that is moved away isn't read any more; moving it back undoes it."
+    return parts.section("Leave out", lead, tag("pre", leave_out_command(root, names), id="command", data_root=root))
+
+
+def leave_out_command(root: str, names: list[str]) -> str:
+    """Return the shell command that moves episodes out of a store; both are quoted for the shell."""
+    if not names:
+        return "# nothing is ticked"
+    return f"mkdir -p {root}/.left_out\ncd {root} && mv {' '.join(names)} .left_out/"
 
 
 def _arrays(content: dict[str, Any]) -> Markup:

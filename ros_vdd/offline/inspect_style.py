@@ -77,7 +77,8 @@ th button:focus-visible{outline:2px solid var(--state);outline-offset:2px}
 th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending] button::after{content:" \\25BC"}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 td.odd{font-weight:700;color:var(--look)}
-td.why{min-width:260px;max-width:520px;font-size:13px}
+#episodes td,#episodes th{padding:4px 8px}th small{font-weight:400}
+td.why{min-width:250px;max-width:420px;font-size:13px}td.why small{color:var(--soft);white-space:nowrap}
 td.thumbs{white-space:nowrap;padding:3px 6px}
 td.thumbs img{width:40px;height:auto;border-radius:3px;vertical-align:middle;margin-right:2px}
 td.goal{white-space:nowrap}.tall .scroll{max-height:min(76vh,860px);overflow:auto}
@@ -94,12 +95,13 @@ background:var(--card);color:var(--ink)}
 .card.keep,.card.accept{border-left-color:var(--keep)}.card.look,.card.warn{border-left-color:var(--look)}
 .card.drop,.card.reject{border-left-color:var(--drop)}
 .card header{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline}
+.card header .tick{margin-left:auto;color:var(--soft);font-size:13.5px}td.box{text-align:center}
 .card ul{margin:4px 0 6px;padding-left:20px}
 .card .facts{font-size:13.5px;gap:2px 18px;margin:6px 0 8px}
 .sheet{display:grid;grid-template-columns:repeat(8,minmax(0,144px));gap:6px;margin:6px 0 10px}
 figure{margin:0}figure img{display:block;border-radius:3px;width:100%;height:auto;background:var(--track)}
 figcaption{font-size:11.5px;color:var(--soft);text-align:center;font-variant-numeric:tabular-nums}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(290px,1fr));gap:8px 14px}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(290px,100%),420px));gap:8px 14px}
 .plots figcaption{text-align:left;font-size:12.5px;color:var(--ink)}
 details summary{cursor:pointer;color:var(--soft);font-size:13.5px}
 pre{background:var(--track);padding:10px 12px;border-radius:6px;overflow-x:auto;font:12.5px/1.45 var(--mono)}
@@ -130,5 +132,13 @@ function of(r){return r.cells[i].dataset.value;}
 rows.sort(function(a,b){var x=of(a),y=of(b);if(x===""||y==="")return(x==="")-(y==="");return(down?-1:1)*(x-y);});
 rows.forEach(function(r){body.appendChild(r);});};});
 filter();
+var command=document.getElementById("command"),boxes=Array.from(document.querySelectorAll("input[data-name]"));
+function tell(){var root=command.dataset.root,names=[];
+boxes.forEach(function(b){if(b.checked&&table.contains(b))names.push(b.dataset.name);});
+var move="mkdir -p "+root+"/.left_out\\ncd "+root+" && mv "+names.join(" ")+" .left_out/";
+command.textContent=names.length?move:"# nothing is ticked";}
+boxes.forEach(function(b){b.onchange=function(){
+boxes.forEach(function(o){if(o.dataset.name===b.dataset.name)o.checked=b.checked;});tell();};});
+tell();
 })();
 """

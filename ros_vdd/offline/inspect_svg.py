@@ -71,13 +71,14 @@ def plot(
     margin = 0.06 * (high - low) or max(abs(high), 1.0) * 0.05
     end = max((float(line.times[-1]) for line in lines if len(line.times)), default=1.0)
     begin = min((float(line.times[0]) for line in lines if len(line.times)), default=0.0)
-    frame = Frame((begin, end), (low - margin, high + margin))
+    told = limits is not None and not drawn
+    frame = Frame((begin, end), (low - margin, high + margin * (4 if told else 1)))
     marks = [_shade(frame, *span) for span in shade]
     marks += _axes(frame, x_unit)
     marks += [_across(frame, limit, "limit") for limit in (limits or ()) if drawn]
-    if limits is not None and not drawn:
-        told = f"limits {number(limits[0])} to {number(limits[1], unit)} lie outside"
-        marks.append(tag("text", told, x=frame.width - RIGHT, y=TOP + 8, class_="note end"))
+    if told:
+        words = f"limits {number(limits[0])} to {number(limits[1], unit)} lie outside"
+        marks.append(tag("text", words, x=frame.width - RIGHT, y=TOP + 8, class_="note end"))
     marks += [
         tag("path", d=path(frame, line.times, line.values), class_=f"line {line.style}") for line in lines if len(line.values)
     ]

@@ -2,6 +2,7 @@
 """Bags whose right episodes are known in closed form: what each tick sees, which action it gets, where it splits."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from make_bags import SECOND, floats, image, joint_state, text, trajectory, write_bag, write_mcap
 
 from ros_vdd.config import dump_yaml
+from ros_vdd.data import bag_convert
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_convert import episodes_from_bag
+from ros_vdd.data.frame_file import FrameFile
 from ros_vdd.errors import ConfigError, DataError
 from ros_vdd.streams.codecs import decode_image, decode_joint_state
 from ros_vdd.streams.resample import PartialState, StreamBuffer
@@ -458,3 +461,12 @@ def test_a_header_clock_of_another_domain_is_told_or_bridged_by_the_choice_of_st
     state = {"topic": "joint_states", "joints": list(JOINTS), "unit": "m", "max_age_s": 0.15, "stamp": "receive"}
     ((arrays, _),) = convert(folder, robot(states={"arm": state}))
     assert arrays["state"][:, 0].tolist() == [k * 100 for k in range(10)]
+
+
+def test_pictures_beyond_the_limit_wait_on_disk_and_are_the_same(plain, monkeypatch, tmp_path):
+    ((expected, _),) = convert(plain)
+    monkeypatch.setattr(bag_convert, "FrameFile", lambda shape, folder: FrameFile(shape, folder, limit=3 * 24))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ((arrays, _),) = convert(plain)
+    assert isinstance(arrays["images.top"], np.memmap) and not list(tmp_path.glob("ros_vdd_*"))
+    np.testing.assert_array_equal(arrays["images.top"], expected["images.top"])

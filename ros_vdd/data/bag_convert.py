@@ -23,8 +23,9 @@ With `stale="keep"` no sample is too old, and only what never came is missing; a
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +37,7 @@ from ros_vdd.config import parse_yaml
 from ros_vdd.data.bag import ROBOT_KEY, TASK_KEY, Bag
 from ros_vdd.data.bag_streams import BagStream, GoalStream, Tick, action_stream, goal_stream, observation_streams
 from ros_vdd.data.bag_ticks import clock_ticks, even_ticks
+from ros_vdd.data.frame_file import FrameFile
 from ros_vdd.errors import ConfigError, DataError, suggest
 from ros_vdd.streams.resample import Missing
 from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
@@ -71,8 +73,16 @@ def episodes_from_bag(
     if stale not in STALE:
         raise ConfigError(f"'stale' is {stale!r}; {suggest(stale, STALE)}")
     robot = _ageless(robot) if stale == "keep" else robot
-    bag = Bag.open(path, recover)
-    observed, goal = observation_streams(bag, robot), goal_stream(bag, robot)
+    with tempfile.TemporaryDirectory(prefix="ros_vdd_frames_") as folder:
+        frames = {name: FrameFile(spec.output_shape, Path(folder)) for name, spec in robot.cameras.items()}
+        yield from _episodes(Bag.open(path, recover), robot, frames, clock)
+
+
+def _episodes(
+    bag: Bag, robot: RobotSpec, frames: Mapping[str, FrameFile], clock: str | None
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+    observed = observation_streams(bag, robot, {name: file.put for name, file in frames.items()})
+    goal = goal_stream(bag, robot)
     streams = [*observed, *([goal] if goal else []), action_stream(bag, robot)]  # the action stands last
     _fill(bag, streams, goal)
     ticks = _ticks(bag, streams, robot, clock)
@@ -88,7 +98,7 @@ def episodes_from_bag(
         if whole and len(run) >= MIN_FRAMES:
             around = [t for _, r in runs[max(index - 1, 0) : index + 2] for t in r if t.missing]
             left_out = _reasons(around) if around else ""
-            yield _arrays(run, robot), {**meta, "segment": segment, "left_out_around": left_out}
+            yield _arrays(run, robot, frames), {**meta, "segment": segment, "left_out_around": left_out}
             segment += 1
 
 
@@ -147,10 +157,10 @@ def _reference(observed: list[BagStream], clock: str | None) -> BagStream:
     return observed[0] if clock is None else by_name[clock]
 
 
-def _arrays(run: list[Tick], robot: RobotSpec) -> dict[str, np.ndarray]:
+def _arrays(run: list[Tick], robot: RobotSpec, frames: Mapping[str, FrameFile]) -> dict[str, np.ndarray]:
     keys = list(run[0].samples)
     values = {key: np.stack([tick.samples[key].value for tick in run]) for key in keys}
-    arrays = {f"images.{name}": values[f"images_{name}"] for name in robot.cameras}
+    arrays = {f"images.{name}": frames[name].gather(values[f"images_{name}"].tolist()) for name in robot.cameras}
     if robot.states:
         arrays["state"] = np.concatenate([values[f"states_{name}"] for name in robot.states], axis=1)
     if robot.goal:

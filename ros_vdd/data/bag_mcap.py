@@ -7,11 +7,14 @@ the number of messages that are left, or, when recovery is asked for, read from 
 
 from __future__ import annotations
 
+import heapq
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from mcap.exceptions import InvalidMagic
 from mcap.reader import SeekingReader
 from mcap.records import Channel, Header, Message, Metadata, Schema
@@ -20,6 +23,8 @@ from ros_vdd.data.bag_file import BagChannel, RawMessage
 from ros_vdd.data.cdr import Definition
 from ros_vdd.data.mcap_scan import DAMAGE, MAX_RECORD_BYTES, check_summary_crc, describe, records
 from ros_vdd.errors import DataError
+
+_LATEST_NS = 2**63 - 1  # MCAP's times are unsigned
 
 
 class McapFile:
@@ -36,6 +41,7 @@ class McapFile:
     def __init__(self, path: Path, recover: bool = False) -> None:
         self.path = path
         self.damage: list[str] = []
+        self._displaced = 0  # how many places a message stands too late in the file, at most
         self.channels: list[BagChannel] = []
         self.metadata: dict[str, dict[str, str]] = {}
         with path.open("rb") as stream:
@@ -81,6 +87,7 @@ class McapFile:
         schemas: dict[int, Schema] = {}
         channels: dict[int, Channel] = {}
         counts: Counter[int] = Counter()
+        times_ns = array("q")
         for record in records(stream, self.damage):
             if isinstance(record, Header):
                 _check_profile(self.path, record)
@@ -90,9 +97,12 @@ class McapFile:
                 channels.setdefault(record.id, record)
             elif isinstance(record, Message):
                 counts[record.channel_id] += 1
+                times_ns.append(min(record.log_time, _LATEST_NS))
             elif isinstance(record, Metadata):
                 self.metadata[record.name] = record.metadata
         self.channels = [_channel(c, schemas, counts) for c in channels.values()]
+        order = np.argsort(np.frombuffer(times_ns, np.int64), kind="stable") if times_ns else np.zeros(0, np.int64)
+        self._displaced = int((order - np.arange(len(order))).max(initial=0))
         left = sum(c.count for c in self.channels)
         if counts.total() > left:
             self.damage.append(f"{counts.total() - left} messages are of a topic whose description is lost")
@@ -106,11 +116,16 @@ class McapFile:
             yield RawMessage(channel.topic, message.log_time, message.data)
 
     def _sorted(self, stream: IO[bytes], topics: Collection[str]) -> Iterator[RawMessage]:
-        """Read from the start and sort in memory: without an index nothing says how far out of order a file is."""
+        """Read from the start, holding back as many messages as the first reading found one to be out of order."""
         names = {c.id: c.topic for c in self.channels if c.topic in topics}
         wanted = (r for r in records(stream, []) if isinstance(r, Message) and r.channel_id in names)
-        raw = [RawMessage(names[r.channel_id], r.log_time, r.data) for r in wanted]
-        yield from sorted(raw, key=lambda message: message.log_time_ns)
+        waiting: list[tuple[int, int, RawMessage]] = []
+        for number, record in enumerate(wanted):
+            heapq.heappush(waiting, (record.log_time, number, RawMessage(names[record.channel_id], record.log_time, record.data)))
+            if len(waiting) > self._displaced:
+                yield heapq.heappop(waiting)[2]
+        while waiting:
+            yield heapq.heappop(waiting)[2]
 
 
 def _channel(channel: Channel, schemas: dict[int, Schema], counts: dict[int, int]) -> BagChannel:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ros_vdd.data.bag import Bag
 from ros_vdd.errors import DataError, StreamError, suggest
 from ros_vdd.streams.codecs import decode_action, decode_goal, decode_image, decode_joint_state, stamp_ns
@@ -117,13 +119,18 @@ class Tick:
         return cls(tick_ns, {} if missing else found, missing)
 
 
-def observation_streams(bag: Bag, robot: RobotSpec) -> list[BagStream]:
+def observation_streams(
+    bag: Bag, robot: RobotSpec, put: Mapping[str, Callable[[np.ndarray], Any]] | None = None
+) -> list[BagStream]:
     """Return the cameras, then the joint states, empty.
+
+    Args:
+        put: by camera, what is done with each of its pictures; its result is what the stream holds. None: the picture itself.
 
     Raises:
         DataError: the bag lacks a topic or holds it as another type.
     """
-    cameras = [_camera(bag, name, spec) for name, spec in robot.cameras.items()]
+    cameras = [_camera(bag, name, spec, (put or {}).get(name)) for name, spec in robot.cameras.items()]
     return cameras + [_joint_state(bag, name, spec) for name, spec in robot.states.items()]
 
 
@@ -156,13 +163,14 @@ def action_stream(bag: Bag, robot: RobotSpec) -> BagStream:
     return BagStream("action", topic, source.stamp, buffer, keep)
 
 
-def _camera(bag: Bag, name: str, spec: CameraSpec) -> BagStream:
+def _camera(bag: Bag, name: str, spec: CameraSpec, put: Callable[[np.ndarray], Any] | None) -> BagStream:
     key = f"images_{name}"
     topic, count = _find(bag, key, spec.topic, spec.type)
     buffer = StreamBuffer(round(spec.max_age_s * 1e9), count, key)
 
     def keep(stamp: int, message: Any) -> bool:
-        buffer.push(stamp, decode_image(message, spec))
+        picture = decode_image(message, spec)
+        buffer.push(stamp, put(picture) if put else picture)
         return True
 
     return BagStream(key, topic, spec.stamp, buffer, keep)

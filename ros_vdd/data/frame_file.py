@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of one size that wait until it is known which of them are frames: in memory, and beyond a limit on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+LIMIT_BYTES = 256 << 20
+
+
+class FrameFile:
+    """Pictures by number.
+
+    Args:
+        shape: (H, W, 3) of all of them, uint8.
+        folder: for the file, which appears only beyond the limit.
+        limit: [bytes] held in memory.
+    """
+
+    def __init__(self, shape: tuple[int, ...], folder: Path, limit: int = LIMIT_BYTES):
+        self._shape, self._folder, self._size = shape, folder, int(np.prod(shape))
+        self._most = max(1, limit // self._size)
+        self._held: list[np.ndarray] = []
+        self._file = None
+        self._count = 0
+
+    def put(self, picture: np.ndarray) -> int:
+        """Keep a picture; return its number."""
+        if len(self._held) < self._most:
+            self._held.append(picture)
+        else:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)
+            self._file.seek(0, 2)
+            self._file.write(np.ascontiguousarray(picture).data)
+        self._count += 1
+        return self._count - 1
+
+    def gather(self, numbers: Sequence[int]) -> np.ndarray:
+        """Return pictures (N, H, W, 3): an array, or beyond the limit one that is mapped from a file without a name."""
+        if len(numbers) <= self._most:
+            out = np.empty((len(numbers), *self._shape), np.uint8)
+        else:
+            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".npy") as stream:  # stays mapped after its name is gone
+                out = np.lib.format.open_memmap(stream.name, "w+", np.uint8, (len(numbers), *self._shape))
+        for k, number in enumerate(numbers):
+            out[k] = self._picture(number)
+        return out
+
+    def _picture(self, number: int) -> np.ndarray:
+        if number < len(self._held):
+            return self._held[number]
+        self._file.seek((number - len(self._held)) * self._size)
+        return np.frombuffer(self._file.read(self._size), np.uint8).reshape(self._shape)

@@ -259,6 +259,14 @@ def test_noise_of_a_joint_that_stands_does_not_count_as_motion():
     assert (figures.idle_share, figures.path_length, figures.jerk_hz) == (1.0, 0.0, None)
 
 
+def test_one_glitch_of_a_sensor_makes_its_own_episode_unusual_and_no_other(tmp_path):
+    episodes = [demonstration(i) for i in range(12)]
+    episodes[5]["state"][30, 0] = 1e6
+    reviews = judged(tmp_path, episodes)
+    assert [r.verdict for r in reviews] == ["keep"] * 5 + ["look"] + ["keep"] * 6
+    assert any("unusual" in reason for reason in reviews[5].reasons)
+
+
 def test_plain_demonstrations_are_kept(tmp_path):
     reviews = judged(tmp_path, [demonstration(i) for i in range(10)])
     assert [(r.verdict, r.reasons) for r in reviews] == [("keep", ())] * 10

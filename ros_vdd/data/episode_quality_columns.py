@@ -11,6 +11,7 @@ import numpy as np
 from ros_vdd.data.episode_quality_motion import unwrapped
 from ros_vdd.streams.spec import RobotSpec
 
+USUAL = 3.0  # times what a joint goes in a usual episode: one glitch of a sensor mustn't make all others look still
 NOISE = 2e-3  # of the range between its limits: a joint that goes no further in the whole store doesn't move
 
 
@@ -58,6 +59,8 @@ class Columns:
 class Scales:
     """How far each column goes in the episodes that are compared [unit]; 0 where it doesn't move.
 
+    The range of all episodes together, at most three times that of a usual one (the median of those that move).
+
     Attributes:
         positions: (C,) of the measured positions.
         actions: (A,) of the actions.
@@ -86,13 +89,21 @@ class Scales:
 
 
 class _Range:
+    """The range of each column over all episodes, from the range of each episode."""
+
     def __init__(self, size: int):
-        self._low, self._high = np.full(size, np.inf), np.full(size, -np.inf)
+        self._lows, self._highs = [np.zeros((0, size))], [np.zeros((0, size))]
 
     def widen(self, values: np.ndarray) -> None:
-        self._low = np.minimum(self._low, values.min(axis=0))
-        self._high = np.maximum(self._high, values.max(axis=0))
+        self._lows.append(values.min(axis=0)[None])
+        self._highs.append(values.max(axis=0)[None])
 
     @property
     def width(self) -> np.ndarray:
-        return np.maximum(self._high - self._low, 0.0)
+        lows, highs = np.concatenate(self._lows), np.concatenate(self._highs)
+        if not len(lows):
+            return np.zeros(lows.shape[1])
+        widths = highs - lows
+        usual = np.array([np.median(w[w > 0]) if (w > 0).any() else 0.0 for w in widths.T])
+        whole = highs.max(axis=0) - lows.min(axis=0)
+        return np.where(usual > 0, np.minimum(whole, USUAL * usual), whole)

@@ -5,8 +5,9 @@ import os
 import random
 
 import pytest
-from make_bags import SECOND, STORE, joint_state, serialize
+from make_bags import SECOND, STORE, joint_state, serialize, write_mcap
 from mcap.reader import make_reader
+from mcap.writer import CompressionType
 from rosbags.highlevel import AnyReader
 
 from ros_vdd.data.bag import Bag
@@ -153,3 +154,18 @@ def test_a_recording_is_never_overwritten_by_a_recovered_one(tmp_path):
 def test_types_are_those_of_the_type_store(tmp_path):
     with AnyReader([recover(record(tmp_path / "e"), "killed").folder]) as reader:
         assert all(c.digest == STORE.hash_rihs01(c.msgtype) for c in reader.connections)
+
+
+@pytest.mark.parametrize("compression", [CompressionType.NONE, CompressionType.ZSTD, CompressionType.LZ4])
+def test_a_reader_that_recovers_goes_on_behind_a_damaged_length(tmp_path, compression):
+    ten = [("/joint_states", i * SECOND, joint_state(i * SECOND, position=(i, -i))) for i in range(10)]
+    whole = write_mcap(tmp_path / "whole.mcap", ten, compression=compression, chunk_size=100).read_bytes()
+    with (tmp_path / "whole.mcap").open("rb") as stream:
+        second = make_reader(stream).get_summary().chunk_indexes[1]
+    for at in (second.chunk_start_offset, second.chunk_start_offset + second.chunk_length):  # of the chunk, of its message index
+        for byte in (0, 1, 2, 4, 8):
+            broken = bytearray(whole)
+            broken[at + byte] ^= 2
+            (tmp_path / "broken.mcap").write_bytes(broken)
+            left = [int(m.message.position[0]) for m in Bag.open(tmp_path / "broken.mcap", recover=True).messages()]
+            assert set(left) >= set(range(10)) - {1, 2} and left == sorted(left), (at, byte)

@@ -186,7 +186,8 @@ def test_topics_by_pattern_are_recorded_as_their_publishers_offer_them(tmp_path)
     finally:
         robot.close()
     with AnyReader([tmp_path / "push" / "episode_000000"]) as reader:
-        offered = {c.topic: [(q.reliability.name, q.durability.name) for q in c.ext.offered_qos_profiles] for c in reader.connections}
+        profiles = {c.topic: c.ext.offered_qos_profiles for c in reader.connections}
+        offered = {topic: [(q.reliability.name, q.durability.name) for q in held] for topic, held in profiles.items()}
         assert offered["/tools/buttons"] == [("BEST_EFFORT", "VOLATILE")]
         assert offered["/told"] == [("RELIABLE", "TRANSIENT_LOCAL")]
         assert offered["/joint_states"] == [("RELIABLE", "VOLATILE")] and "/other/buttons" not in offered

@@ -41,8 +41,9 @@ def clock():
 
 def make(root, clock, topics=TOPICS, required=("/joint_states",), **options):
     """A recorder without a thread: all is written when a request is answered."""
-    own = {name: options.pop(name) for name in ("latched", "free", "operator", "revision", "robot", "threaded") if name in options}
-    options = RecordingOptions(min_free_gb=0.0, **options) if "min_free_gb" not in options else RecordingOptions(**options)
+    names = ("latched", "free", "operator", "revision", "robot", "threaded")
+    own = {name: options.pop(name) for name in names if name in options}
+    options = RecordingOptions(**{"min_free_gb": 0.0, **options})
     robot = own.pop("robot", ROBOT)
     return EpisodeRecorder(root, "push", robot, topics, required, clock, options=options, **{"threaded": False, **own})
 

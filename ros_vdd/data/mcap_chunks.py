@@ -8,20 +8,26 @@ and believed only if its checksum holds.
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import struct
 import zlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
-from mcap.stream_reader import MAGIC_SIZE
+from mcap.records import Chunk
+from mcap.stream_reader import MAGIC_SIZE, breakup_chunk
 
 _HEAD = struct.Struct("<BQ")  # opcode, length of the content
 _CHUNK = struct.Struct("<QQQIIQ")  # first and last time, size, checksum, length of the compression's name (0), size
 _SIZE = struct.Struct("<I")
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
+MAX_BYTES = 1 << 30  # of an opened chunk
+_NEXT_CHUNK_OF_ANY = re.compile(rb"(?=\x06.{4}\0{4}.{28}[\0\x03\x04]\0{3})", re.DOTALL)  # "", "lz4" or "zstd"
 _NEXT_CHUNK = re.compile(rb"\x06.{4}\0{4}.{24}.{4}\0{4}", re.DOTALL)  # shorter than 4 GiB, without compression
 
 
@@ -93,6 +99,33 @@ def message(content: memoryview, offset: int) -> IndexedMessage:
     """Return a message record taken apart."""
     channel, sequence, log_time_ns, _ = _MESSAGE.unpack_from(content)
     return IndexedMessage(channel, sequence, log_time_ns, content[_MESSAGE.size :], offset)
+
+
+def next_chunk(stream: IO[bytes], start: int) -> int | None:
+    """Return where the next chunk of a file begins whose checksum holds, compressed or not; None where there is none.
+
+    The position in the stream stays.
+    """
+    if start >= os.fstat(stream.fileno()).st_size:
+        return None
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for candidate in _NEXT_CHUNK_OF_ANY.finditer(data, start):
+            begin = candidate.start() + _HEAD.size
+            (length,) = struct.unpack_from("<Q", data, candidate.start() + 1)
+            if begin + length <= len(data) and _can_be_opened(data[begin : begin + length]):
+                return candidate.start()
+    return None
+
+
+def _can_be_opened(content: bytes) -> bool:
+    try:
+        chunk = Chunk.read(ReadDataStream(BytesIO(content)))
+        if not chunk.uncompressed_crc or chunk.uncompressed_size > MAX_BYTES:
+            return False
+        breakup_chunk(chunk, validate_crc=True)
+    except Exception:  # of the library and of three decompressors, on bytes that are no chunk
+        return False
+    return True
 
 
 def _record(view: memoryview, position: int) -> Record | None:

@@ -113,7 +113,11 @@ def _take(contents: _Contents, record: Record) -> None:
         chunk.message_index_offsets[found.channel_id] = record.start
         chunk.message_index_length += record.end - record.start
     elif record.opcode == Opcode.METADATA:
-        told = Metadata.read(_stream(record.content))
+        try:
+            told = Metadata.read(_stream(record.content))
+        except DAMAGE:  # it has no checksum of its own
+            contents.damage.append(Damage(record.start, record.end))
+            return
         contents.metadata.append(MetadataIndex(record.start, record.end - record.start, told.name))
         if told.name == CUSTOM_DATA:
             contents.custom_data = told.metadata

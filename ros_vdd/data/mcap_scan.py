@@ -12,8 +12,10 @@ import zstandard
 from mcap.exceptions import EndOfFile, McapError
 from mcap.opcode import Opcode
 from mcap.reader import FOOTER_SIZE
-from mcap.records import Chunk
+from mcap.records import Chunk, Message, MessageIndex
 from mcap.stream_reader import MAGIC_SIZE, CRCValidationError, StreamReader, breakup_chunk
+
+from ros_vdd.data.mcap_chunks import next_chunk
 
 MAGIC = b"\x89MCAP"
 MAX_RECORD_BYTES = 1 << 30
@@ -22,21 +24,46 @@ DAMAGE = (McapError, ValueError, struct.error, zstandard.ZstdError, RuntimeError
 
 
 def records(stream: IO[bytes], damage: list[str]) -> Iterator[Any]:
-    """Yield the records from the start of a file, chunks opened; note in `damage` what can't be read."""
-    reader = StreamReader(stream, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES)
-    source = reader.records
+    """Yield the records from the start of a file, chunks opened; note in `damage` what can't be read.
+
+    A damaged length breaks the chain of records: it is taken up again at the next chunk whose checksum holds.
+    """
+    source, chunked = _source(stream), False
     while True:
+        begin = stream.tell()
         try:
             record = next(source)
+            chunked = chunked or isinstance(record, Chunk)
+            if chunked and isinstance(record, Message):  # no checksum holds there: another record with a damaged opcode
+                raise McapError("a message lies outside of the chunks")
+            if _size(record) not in (None, stream.tell() - begin):
+                raise McapError(f"the length of a {type(record).__name__} is wrong")
             inner = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
         except StopIteration:
             return
         except DAMAGE as error:
             damage.append(f"{describe(error)} (near byte {stream.tell()})")
-            if source.gi_frame is None:  # the reader itself gave up, not one chunk
+            follows = next_chunk(stream, begin + 1)
+            if follows is not None:
+                stream.seek(follows)
+                source = _source(stream, skip_magic=True)
+            elif source.gi_frame is None:  # the reader itself gave up, not one chunk
                 return
             continue
         yield from inner
+
+
+def _size(record: Any) -> int | None:
+    """Return how many bytes a record takes by what it holds, where chunks may stand behind it; None elsewhere."""
+    if isinstance(record, MessageIndex):
+        return 15 + 16 * len(record.records)
+    return 49 + len(record.compression) + len(record.data) if isinstance(record, Chunk) else None
+
+
+def _source(stream: IO[bytes], skip_magic: bool = False) -> Any:
+    return StreamReader(
+        stream, skip_magic=skip_magic, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES
+    ).records
 
 
 def check_summary_crc(stream: IO[bytes]) -> None:

@@ -16,7 +16,7 @@ from ros_vdd.nodes.recorder_client import REQUESTS, RecorderClient
 DEFAULTS = {"start": 7, "stop": 6, "discard": 2, "undo": 3, "success": 0, "failure": 1}  # start, back, X, Y, A, B
 PARAMETERS = (
     Parameter("recorder", "recorder_node", "name of the recorder that is asked"),
-    *(Parameter(f"{what}_button", DEFAULTS[what], f"button that asks for {what}, from 0; -1 for none", -1, 63) for what in REQUESTS),
+    *(Parameter(f"{what}_button", DEFAULTS[what], f"asks for {what}; from 0, -1 for none", -1, 63) for what in REQUESTS),
 )
 
 

@@ -269,7 +269,7 @@ class EpisodeRecorder:
             done = take.salvage(self._options.ros_distro)
         except (OSError, RosVddError) as error:
             where = take.bag.partial if take.bag else self._shelf.folder
-            text = f"{_name(take)} ended: {take.ended}. It couldn't be completed either ({error}); what was written lies in {where}"
+            text = f"{_name(take)} ended: {take.ended}. Nor could it be completed ({error}); what was written lies in {where}"
         else:
             self._shelf.last = done.folder
             text = f"{_name(take)} ended: {take.ended}. What was written is complete: {done}"

@@ -369,7 +369,7 @@ def test_the_json_has_the_keys_that_are_promised(tmp_path, policy, capsys):
     [
         (["--max-error", "10"], 0, ""),
         (["--max-error", "0.001"], 1, r"the mean action error is 0.\d+ rad, limit 0.001"),
-        (["--max-error", "0.05%"], 1, r"of the range, limit 0.0005"),
+        (["--max-error", "0.05%"], 1, r"is \d+\.\d+% of the range, limit 0.05%"),
         (["--max-dropped", "0"], 0, ""),
     ],
 )

@@ -66,9 +66,11 @@ def _draw_errors(axis, errors: ActionErrors, joints: tuple[str, ...], unit: str)
 
 
 def _draw_plans(axis, joint: int, source: ReplaySource, replay: Replay, first_ns: int, dt_ns: int) -> None:
-    """Draw one joint: each action at the end of its period, where it is to be reached."""
+    """Draw one joint: each recorded action until the next, each planned one at the end of its period, where it is to be reached."""
     stamps, values = source.actions()
-    axis.plot((stamps - first_ns) / 1e9, values[:, joint], color="0.25", linewidth=1.6, label="recorded", zorder=2)
+    silent = 1 + np.flatnonzero(np.diff(stamps) > source.robot.action.demonstrated.max_age_s * 1e9)
+    times, told = np.insert(stamps - first_ns, silent, stamps[silent] - first_ns), np.insert(values[:, joint], silent, np.nan)
+    axis.step(times / 1e9, told, where="post", color="0.25", linewidth=1.6, label="recorded", zorder=2)
     plans = [frame for frame in replay.frames if frame.prediction]
     for k, frame in enumerate(plans):
         chunk = frame.prediction.actions[:, joint]

@@ -55,9 +55,10 @@ class Limits:
         """Return a sentence for each limit that a replay has passed."""
         error, told = summary["action_error"], []
         if self.max_error is not None:
-            found, unit = (error["relative"], "of the range") if self.relative else (error["mean"], error["unit"])
-            if found > self.max_error:
-                told.append(f"the mean action error is {found:.4g} {unit}, limit {self.max_error:g}")
+            if self.relative and error["relative"] > self.max_error:
+                told.append(f"the mean action error is {error['relative']:.2%} of the range, limit {100 * self.max_error:g}%")
+            elif not self.relative and error["mean"] > self.max_error:
+                told.append(f"the mean action error is {error['mean']:.4g} {error['unit']}, limit {self.max_error:g}")
         if self.max_dropped is not None and summary["dropped"] > self.max_dropped * summary["frames"]:
             why = ", ".join(f"{code} {count}" for code, count in summary["dropped_reasons"].items())
             told.append(f"{summary['dropped']} of {summary['frames']} plans were dropped ({why}), limit {self.max_dropped:.4g}")

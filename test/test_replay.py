@@ -28,8 +28,10 @@ from ros_vdd.offline.replay_errors import ActionErrors  # noqa: E402
 from ros_vdd.offline.replay_source import ReplaySource, Span, open_bag  # noqa: E402
 from ros_vdd.runtime.execution import ExecutionConfig  # noqa: E402
 from ros_vdd.runtime.inference import PolicyRunner  # noqa: E402
+from ros_vdd.runtime.intake import NotReady  # noqa: E402
+from ros_vdd.runtime.reasons import Reason  # noqa: E402
 from ros_vdd.runtime.replay import Replay, ReplayConfig  # noqa: E402
-from ros_vdd.runtime.replay_frames import reasons  # noqa: E402
+from ros_vdd.runtime.replay_frames import MissedPlans, reasons  # noqa: E402
 from ros_vdd.streams.spec import robot_from_mapping  # noqa: E402
 
 MS = 1_000_000
@@ -193,6 +195,7 @@ def test_the_best_expert_is_told_where_the_gate_took_another(policy):
     means = np.float32([0.1, 0.2]) + OFFSETS[:, :, None]
     errors = ActionErrors(policy.robot.action, N_ACTION_STEPS)
     errors.add(means[1], means[0], means)
+    errors.add(means[0], means[1], means)
     np.testing.assert_allclose(errors.best_by_horizon(), 0, atol=1e-7)
     np.testing.assert_allclose(errors.by_horizon(), 0.02 * np.arange(HORIZON)[:, None] * [1, 1], atol=1e-6)
 
@@ -270,6 +273,21 @@ def test_a_camera_that_falls_silent_is_counted_though_it_asks_for_no_plan(tmp_pa
     replay, _, _ = play(tmp_path / "bag", policy)
     assert list(reasons(replay.frames)) == ["stale"] and 5 <= reasons(replay.frames)["stale"] <= 7
     assert len(replay.frames) == pytest.approx(20, abs=1)
+
+
+def test_a_plan_is_missed_once_and_only_where_none_came_in_its_time():
+    missed, why = MissedPlans(400), lambda code: NotReady(code, "s", "")  # noqa: E731
+    missed.begin(0)
+    missed.note(10, why(Reason.NEVER_RECEIVED))
+    assert missed.planned(50) == []  # late by 50, but the first that was due
+    missed.note(300, why(Reason.STALE))  # none is due before 350
+    missed.note(460, why(Reason.STALE))
+    assert missed.planned(470) == []
+    for time, code in ((860, Reason.STALE), (900, Reason.NO_GOAL), (1300, Reason.NO_GOAL), (1700, Reason.STALE)):
+        missed.note(time, why(code))
+    assert [(frame.time_ns, frame.reason) for frame in missed.planned(1710)] == [(860, "stale"), (1300, "no_goal")]
+    missed.note(2200, why(Reason.STALE))
+    assert [frame.time_ns for frame in missed.end()] == [2200]
 
 
 def test_an_engine_that_fails_and_a_plan_beyond_the_limits_are_dropped_with_their_codes(tmp_path, policy):

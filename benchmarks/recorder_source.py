@@ -2,7 +2,7 @@
 """One driver of the throughput measurement: publishes numbered messages at a rate, when told on standard input.
 
 Said to it, a line each: "warm" publishes until the next line; "go N" publishes N messages; "mark" publishes one, so that a gap
-just before the end shows; "end". It says what it published, as one line of JSON.
+just before the end shows; "end". It says when it is ready and then what it published, each as one line of JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def main() -> None:
     publisher = node.create_publisher(Image if image else JointState, args.topic, qos)
     data, period_ns = image_bytes() if image else joint_bytes(), round(1e9 / (CAMERA_HZ if image else JOINT_HZ))
     published = 0
+    print(json.dumps({"said": "ready", "published": published}), flush=True)
     for line in sys.stdin:
         word, _, count = line.strip().partition(" ")
         due_ns, left = time.monotonic_ns(), int(count) if count else 1 if word == "mark" else 10**9

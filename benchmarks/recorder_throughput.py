@@ -106,6 +106,7 @@ def _run(args: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any
 
 def _measure(args: argparse.Namespace, operator: Operator, sources: list[Source]) -> dict[str, Any]:
     for source in sources:
+        source.published()  # it is ready
         source.say("warm")
     time.sleep(6.0)  # until they have found each other
     for source in sources:

@@ -40,7 +40,7 @@ PARAMETERS = (
     Parameter("silent_after_s", 1.0, "start is refused while a topic has been silent for so long", 0.05, 60.0),
     Parameter("chunk_s", 0.1, "at most this much is lost when the process is killed", 0.01, 10.0),
     Parameter("fsync_s", 1.0, "at most this much is lost in a power cut", 0.1, 60.0),
-    Parameter("queue_depth", 50, "messages per topic that may wait in the middleware", 1, 1000),
+    Parameter("queue_depth", 200, "messages per topic that may wait in the middleware", 1, 1000),
     Parameter("queue_mb", 512.0, "memory for messages that wait for the disk, shared evenly by the topics", 1.0, 65536.0),
     Parameter("min_free_gb", 1.0, "with less free disk no episode begins, and one in progress ends; 0 for no limit", 0.0, 1e5),
     Parameter("split_gb", 0.0, "a new file of the episode begins after so much; 0 for never", 0.0, 1e5),

@@ -45,6 +45,7 @@ from ros_vdd.streams.spec import RobotSpec, robot_from_mapping
 MIN_FRAMES = 2  # a single frame shows no motion
 STALE = ("drop", "keep")
 FOREVER_S = 1e9
+CLOCKS = ". Where the clocks differ, choose stamp: header or stamp: receive per stream in the robot file"
 VERDICT_KEYS = ("verdict", "reasons", "success", "operator")  # what the recorder says of a take, below "ros_vdd."
 
 
@@ -89,7 +90,7 @@ def _episodes(
     runs = [(whole, list(run)) for whole, run in groupby(ticks, key=lambda tick: tick.missing is None)]
     if not any(whole and len(run) >= MIN_FRAMES for whole, run in runs):
         why = _reasons([tick for tick in ticks if tick.missing]) or "it has a single tick"
-        raise DataError(f"'{bag.path}' gives no episode: {why}; {_spans(streams)}")
+        raise DataError(f"'{bag.path}' gives no episode: {why}; {_spans(streams)}{CLOCKS}")
     meta = {"source": str(bag.path), "task": bag.custom_data.get(TASK_KEY, ""), "warnings": _warnings(bag, robot)}
     meta |= {key: bag.custom_data[f"ros_vdd.{key}"] for key in VERDICT_KEYS if f"ros_vdd.{key}" in bag.custom_data}
     meta["refused"] = {s.key: f"{s.refused} of {s.received}: {s.refusal}" for s in streams if s.refused}
@@ -136,10 +137,7 @@ def _ticks(bag: Bag, streams: list[BagStream], robot: RobotSpec, clock: str | No
     start_ns = next((s for s in reference.stamps if not any(isinstance(o.at(s), Missing) for o in observed)), None)
     if start_ns is None or start_ns > end_ns:
         why = next((m.reason for s in streams if isinstance(m := s.at(end_ns), Missing)), "they follow each other")
-        raise DataError(
-            f"'{bag.path}': at no time is every stream there; {why}. {_spans(streams)}. Where the clocks differ, "
-            "choose stamp: header or stamp: receive per stream in the robot file"
-        )
+        raise DataError(f"'{bag.path}': at no time is every stream there; {why}. {_spans(streams)}{CLOCKS}")
     if clock is None:
         return [Tick.sample(t, streams, length_ns) for t, length_ns in even_ticks(start_ns, end_ns, robot.rate_hz)]
     ticks = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-LIMIT_BYTES = 256 << 20
+LIMIT_BYTES = 64 << 20
 
 
 class FrameFile:

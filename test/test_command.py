@@ -141,3 +141,21 @@ def test_a_chunk_on_the_way_to_the_safe_position_goes_on_from_there():
         step = made.command(k * DT, MEASURED).positions
     made.receive(dataclasses.replace(chunk(np.full((10, 2), 0.9)), stamp_ns=11 * DT))
     assert np.abs(made.command(11 * DT, MEASURED).positions - step).max() <= 0.1 + 1e-12
+
+
+def test_the_latency_of_a_chunk_ends_with_its_first_command_and_counts_once():
+    made = moving()
+    assert made.latency_ms.percentile(100) == 0.0
+    for stamp, first in ((2 * DT, 2.5), (4 * DT, 5.0)):
+        late = chunk(np.linspace(0.0, 0.9, 10)[:, None] * [1.0, 2.0])
+        made.receive(dataclasses.replace(late, stamp_ns=stamp))
+        for k in range(5):
+            made.command(int(first * DT) + k * DT // 10, MEASURED)
+    assert made.latency_ms.percentile(50) == 50.0 and made.latency_ms.percentile(100) == 100.0
+
+
+def test_a_chunk_that_is_never_commanded_has_no_latency():
+    made = commander()
+    made.receive(PLAN)
+    made.command(30 * DT, MEASURED)
+    assert made.latency_ms.percentile(50) is None

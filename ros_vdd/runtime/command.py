@@ -18,6 +18,7 @@ from ros_vdd.runtime.drive import Motion, SmoothDrive, SteppingDrive
 from ros_vdd.runtime.limits import MARGIN, SafetyGate
 from ros_vdd.runtime.reasons import Reason, Refusal
 from ros_vdd.runtime.splicing import TURN, SpliceConfig, Splicer
+from ros_vdd.runtime.statistics import Window
 from ros_vdd.streams.spec import RobotSpec
 
 FIRST_JUMP = 0.5
@@ -82,6 +83,9 @@ class Commander:
         self._now_ns: int | None = None
         self._due_ns = 0  # when the next command is, if none is missed
         self._rests_ns = 0  # when the last motion is over
+        self._followed_ns: int | None = None  # stamp of the chunk in force
+        self.latency_ms = Window()
+        """From the stamp of an observation to the first command of its chunk, [ms]."""
 
     @property
     def moving(self) -> bool:
@@ -152,6 +156,9 @@ class Commander:
             chunks = self._start(chunks, now_ns, measured) or chunks
         if isinstance(chunks, Refusal):
             return self._stop(chunks, measured, elapsed_ns)
+        if chunks[-1].stamp_ns != self._followed_ns:
+            self._followed_ns = chunks[-1].stamp_ns
+            self.latency_ms.add((now_ns - self._followed_ns) / 1e6)
         return Command(self._drive.follow(self.splicer, chunks, now_ns, elapsed_ns), None)
 
     def _start(self, chunks: list[ActionChunk], now_ns: int, measured: np.ndarray | None) -> Refusal | None:

@@ -11,7 +11,7 @@ from ros_vdd.config import dump_yaml
 from ros_vdd.offline import inspect_page as parts
 from ros_vdd.offline.inspect_html import Markup, table, tag
 from ros_vdd.offline.inspect_numbers import number, share, size
-from ros_vdd.offline.inspect_page_shapes import range_bar, shapes_section, timing_section
+from ros_vdd.offline.inspect_page_shapes import parameter_count, range_bar, shapes_section, timing_section
 from ros_vdd.offline.inspect_policy import PolicyView, state_names
 from ros_vdd.streams.spec import RobotSpec
 
@@ -46,7 +46,7 @@ def _overview(content: dict[str, Any]) -> Markup:
             "robot": content["robot"],
             "rate": number(content["rate_hz"], "Hz", 4),
             "evaluations a chunk": str(content["nfe"]),
-            "parameters": f"{sum(content['parameters'].values()):,}".replace(",", " ") if content["parameters"] else None,
+            "parameters": f"{parameter_count(content):,}".replace(",", " ") if content["parameters"] else None,
             "method": content["training"].get("method"),
             "sha256": tag("code", content["sha256"][:16], title=content["sha256"]),
             "path": tag("code", content["path"]),
@@ -76,7 +76,7 @@ def _score(key: str, value: Any) -> str:
         return ", ".join(f"{k} {_score(k, v)}" for k, v in value.items())
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "–" if value is None else str(value)
-    return share(value) if key in _SHARES else number(value, digits=6 if isinstance(value, int) else 4)
+    return number(100 * value, "%", 4) if key in _SHARES else number(value, digits=6 if isinstance(value, int) else 4)
 
 
 def _normalisers(view: PolicyView, content: dict[str, Any]) -> Markup | None:
@@ -92,17 +92,9 @@ def _normalisers(view: PolicyView, content: dict[str, Any]) -> Markup | None:
             unit = units.get(name, "")
             bar = range_bar(low, high, room, what) if room else None
             told = f"{number(room[0])} to {number(room[1])}" if room else "–"
-            rows.append(
-                (
-                    what,
-                    tag("code", name),
-                    unit,
-                    tag("td", number(low, digits=4), class_="n"),
-                    tag("td", number(high, digits=4), class_="n"),
-                    told,
-                    tag("td", bar, class_="wide"),
-                )
-            )
+            ends = [tag("td", number(end, digits=4), class_="n") for end in (low, high)]
+            cells = (what, tag("code", name), unit, *ends, tag("td", told, class_="short"), tag("td", bar, class_="wide"))
+            rows.append(cells)
     lead = "What the network sees as −1 and 1, from the training data. Bar: that range within the limits of the robot file;"
     lead += " a part outside means that the demonstrations went beyond the limits."
     return parts.section(

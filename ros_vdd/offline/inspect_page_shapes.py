@@ -31,10 +31,11 @@ def shapes_section(content: dict[str, Any]) -> Markup:
         tag("text", f"{content['nfe']} evaluation{'s' * (content['nfe'] != 1)}", x=395, y=f"{middle + 10:.1f}", class_="label")
     )
     if content["parameters"]:
+        count = f"{parameter_count(content):,} parameters".replace(",", " ")
         marks.append(
             tag(
                 "text",
-                f"{sum(content['parameters'].values()):,} parameters".replace(",", " "),
+                count,
                 x=395,
                 y=f"{middle + 26:.1f}",
                 class_="sub",
@@ -48,7 +49,7 @@ def shapes_section(content: dict[str, Any]) -> Markup:
         "Units and scaling lie inside: images go in as uint8, states in the units of the robot file, and so do actions come out: "
     )
     lead += f"{', '.join(content['actions'])}."
-    return parts.section("Shapes", lead, tag("div", drawing, class_="card"))
+    return parts.section("Shapes", lead, tag("div", drawing, class_="card drawing"))
 
 
 def timing_section(content: dict[str, Any]) -> Markup:
@@ -71,7 +72,12 @@ def timing_section(content: dict[str, Any]) -> Markup:
         f"It looks at {seen} tick{'s' * (seen != 1)} (blue) and plans {ahead} actions ({number(ahead / rate, 's')}); "
         f"{run} of them (filled, {number(run / rate, 's')}) are executed before the next plan."
     )
-    return parts.section("In time", lead, tag("div", drawing, class_="card"))
+    return parts.section("In time", lead, tag("div", drawing, class_="card drawing"))
+
+
+def parameter_count(content: dict[str, Any]) -> int:
+    """Return how many parameters were trained; without a word of it in the provenance, all numbers in the weights."""
+    return content["provenance"].get("parameters") or sum(content["parameters"].values())
 
 
 def range_bar(low: float, high: float, room: tuple[float, float], what: str) -> Markup:

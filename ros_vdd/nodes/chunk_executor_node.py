@@ -28,9 +28,8 @@ from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import publish, run
 from ros_vdd.runtime.chunking import read_chunk
 from ros_vdd.runtime.command import FIRST_JUMP
-from ros_vdd.runtime.execution import ExecutionConfig
+from ros_vdd.runtime.execution import Execution, ExecutionConfig
 from ros_vdd.runtime.limits import MARGIN
-from ros_vdd.runtime.measurement import MeasuredPosition
 from ros_vdd.runtime.pacing import Pacer
 from ros_vdd.runtime.reasons import Reason, Refusal
 from ros_vdd.runtime.splicing import METHODS
@@ -69,14 +68,11 @@ class ChunkExecutor:
         self._status.robot = self._robot.name
         self._lock_step = parameters.trigger == "joint_states"
         _check_trigger(parameters.trigger, parameters.replan_steps, self._robot)
-        self._measured = MeasuredPosition(self._robot)
         named = [field.name for field in dataclasses.fields(ExecutionConfig)]
-        execution = ExecutionConfig(**{name: getattr(parameters, name) for name in named})
-        self._commander = execution.commander(self._robot, self._measured.complete)
-        self._lock = threading.Lock()  # around commander and measurement
-        self._asked_ns: int | None = None  # newest joint-state stamp; its command may have to wait for a chunk
-        self._answered_ns: int | None = None  # newest joint-state stamp that got its command
-        self._counts = dict.fromkeys(("chunks", "chunks_refused", "chunks_late", "commands", "safe_actions"), 0)
+        config = ExecutionConfig(**{name: getattr(parameters, name) for name in named})
+        self._execution = Execution(self._robot, config)
+        self._commander = self._execution.commander
+        self._lock = threading.Lock()  # around both
         self._reasons: deque[Refusal | None] = deque(maxlen=1000)  # of the command thread, to be told
         self._interventions: dict[str, int] = {}
         self._active, self._enabled, self._stopped = False, parameters.enabled, False
@@ -118,7 +114,7 @@ class ChunkExecutor:
         self._active = False
         self._forbid()
         limit_s = time.monotonic() + _REST_S
-        now_ns = (self._lock_step and self._asked_ns) or self._now_ns()
+        now_ns = (self._lock_step and self._execution.asked_ns) or self._now_ns()
         while self._moving() and time.monotonic() < limit_s:
             time.sleep(self._period_ns / 1e9)
             now_ns += self._period_ns
@@ -144,39 +140,30 @@ class ChunkExecutor:
     def _take_chunk(self, message: JointTrajectory) -> None:
         chunk = read_chunk(message, self._robot.dt_ns)
         with self._lock:
-            refusal = self._commander.receive(chunk)
-        late = refusal is not None and refusal.code is Reason.SUPERSEDED
-        self._counts["chunks"] += 1
-        self._counts["chunks_late"] += late
-        self._counts["chunks_refused"] += refusal is not None and not late
+            self._execution.take_chunk(chunk)
         if self._lock_step:
             self._answer()
 
     def _take_joint_state(self, stream: str, message: JointState) -> None:
         with self._lock:
-            usable = self._measured.push(stream, message, self._now_ns())
+            usable = self._execution.take_joint_state(stream, message, self._now_ns())
         if usable and self._lock_step:
-            self._asked_ns = self._measured.intakes[stream].newest_stamp_ns
             self._answer()
 
     def _answer(self) -> None:
         """Command the newest joint-state stamp, once, as soon as a chunk covers it."""
-        if not self._active or self._asked_ns in (None, self._answered_ns) or self._commander.awaits_chunk(self._asked_ns):
-            return
-        self._command(self._asked_ns)
-        self._tell()
+        if self._active and (due_ns := self._execution.due_ns) is not None:
+            self._command(due_ns)
+            self._tell()
 
     def _tick(self) -> None:
         self._command(self._now_ns())
 
     def _command(self, now_ns: int) -> None:
         with self._lock:
-            measured = self._measured.at(now_ns, self._commander.rested_ns)
-            motion, refusal = self._commander.command(now_ns, measured)
+            motion, refusal = self._execution.command(now_ns)
         if motion is not None:
             publish(self._node, self._publisher, command_message(self._robot.action, motion, now_ns))
-            self._answered_ns = self._asked_ns
-            self._counts["safe_actions" if refusal else "commands"] += 1
         self._reasons.append(refusal)
 
     def _tell(self) -> None:
@@ -185,7 +172,7 @@ class ChunkExecutor:
             refusal = self._reasons.popleft()
             if refusal is None:
                 self._status.set("running")
-            elif self._status.set("stopped" if self._counts["commands"] else "waiting", refusal.code.value, refusal.detail):
+            elif self._status.set("stopped" if self._execution.counts["commands"] else "waiting", refusal.code.value, refusal.detail):
                 self._interventions[refusal.code.value] = self._interventions.get(refusal.code.value, 0) + 1
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -221,7 +208,7 @@ class ChunkExecutor:
 
     def _diagnose(self) -> None:
         gate = self._commander.gate
-        values: dict[str, Any] = {**self._counts, "chunks_clamped": gate.clamped, "commands_slowed": gate.slowed}
+        values: dict[str, Any] = {**self._execution.counts, "chunks_clamped": gate.clamped, "commands_slowed": gate.slowed}
         values |= {"seams": self._commander.splicer.seams, "enabled": self._enabled, "protective_stop": self._stopped}
         values |= {f"interventions.{code}": count for code, count in self._interventions.items()}
         if pacer := self._pacer:

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ros_vdd.runtime.command import FIRST_JUMP, Commander
+from ros_vdd.runtime.chunking import ActionChunk
+from ros_vdd.runtime.command import FIRST_JUMP, Command, Commander
 from ros_vdd.runtime.limits import MARGIN
+from ros_vdd.runtime.measurement import MeasuredPosition
+from ros_vdd.runtime.reasons import Reason, Refusal
 from ros_vdd.runtime.splicing import SpliceConfig
 from ros_vdd.streams.spec import RobotSpec
 
@@ -52,3 +56,54 @@ class ExecutionConfig:
             self.first_jump,
             measured and self.watch,
         )
+
+
+class Execution:
+    """Chunks and joint states in, commands out, counted. Not for several threads at once: its caller guards it.
+
+    Args:
+        robot: limits, rates, states and safe action.
+        config: the settings.
+
+    Attributes:
+        commander: what commands the robot.
+        counts: chunks, chunks_refused, chunks_late, commands and safe_actions so far.
+        asked_ns: newest joint-state stamp, [ns], or None; in lock-step its command may have to wait for a chunk.
+    """
+
+    def __init__(self, robot: RobotSpec, config: ExecutionConfig):
+        self._measured = MeasuredPosition(robot)
+        self.commander = config.commander(robot, self._measured.complete)
+        self.counts = dict.fromkeys(("chunks", "chunks_refused", "chunks_late", "commands", "safe_actions"), 0)
+        self.asked_ns: int | None = None
+        self._answered_ns: int | None = None  # newest joint-state stamp that got its command
+
+    @property
+    def due_ns(self) -> int | None:
+        """In lock-step: the joint-state stamp to be commanded, once, as soon as a chunk covers it, [ns]; None else."""
+        if self.asked_ns in (None, self._answered_ns) or self.commander.awaits_chunk(self.asked_ns):
+            return None
+        return self.asked_ns
+
+    def take_chunk(self, chunk: ActionChunk | Refusal) -> None:
+        """Take a plan, or that it couldn't be read."""
+        refusal = self.commander.receive(chunk)
+        late = refusal is not None and refusal.code is Reason.SUPERSEDED
+        self.counts["chunks"] += 1
+        self.counts["chunks_late"] += late
+        self.counts["chunks_refused"] += refusal is not None and not late
+
+    def take_joint_state(self, stream: str, message: Any, now_ns: int) -> bool:
+        """Take a joint state; return whether it could be used."""
+        usable = self._measured.push(stream, message, now_ns)
+        if usable:
+            self.asked_ns = self._measured.intakes[stream].newest_stamp_ns
+        return usable
+
+    def command(self, now_ns: int) -> Command:
+        """Decide for one instant, see `Commander.command`."""
+        command = self.commander.command(now_ns, self._measured.at(now_ns, self.commander.rested_ns))
+        if command.motion is not None:
+            self._answered_ns = self.asked_ns
+            self.counts["safe_actions" if command.refusal else "commands"] += 1
+        return command

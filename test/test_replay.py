@@ -254,6 +254,8 @@ def test_a_lock_step_bag_of_a_policy_is_repeated_by_it(tmp_path, policy):
 def test_lock_step_stamps_of_a_simulation_are_refused_by_the_log_s_clock_elsewhere(tmp_path, policy):
     replay, _, seen = play(lock_step(tmp_path / "bag"), policy, by_header(policy))
     assert seen == [] and set(reasons(replay.frames)) <= {"clock_mismatch", "never_received"}
+    with pytest.raises(DataError, match="clock_mismatch: .*--lock-step for a bag of such a simulation, else --max-skew-s 0"):
+        refused(tmp_path / "bag", policy)
 
 
 def test_a_stream_that_falls_silent_drops_each_plan_that_was_due(tmp_path, policy):

@@ -24,6 +24,7 @@ from ros_vdd.offline.replay_source import ReplaySource, Span, open_bag, recorded
 from ros_vdd.resources import find, require_file_place
 from ros_vdd.runtime.execution import ExecutionConfig
 from ros_vdd.runtime.inference import PolicyRunner
+from ros_vdd.runtime.reasons import Reason
 from ros_vdd.runtime.replay import Replay, ReplayConfig
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
@@ -138,6 +139,8 @@ def _nothing(sources: Sequence[ReplaySource], replays: Sequence[Replay]) -> Data
     if not any(frame.prediction for frame in frames):
         told = {frame.reason: frame.detail for frame in reversed(frames)}
         why = "; ".join(f"{code}: {detail}" for code, detail in told.items())
+        if Reason.CLOCK_MISMATCH.value in told:
+            why += ". Log and stamps are of two clocks: --lock-step for a bag of such a simulation, else --max-skew-s 0"
         return DataError(f"no plan could be made from {names}: {why or 'too few messages in what was read'}")
     return DataError(
         f"no action was recorded at the time of any of {len(frames)} plans from {names}; do the clocks of observations "

@@ -19,7 +19,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from ros_vdd import backends, resources
 from ros_vdd.bundle import Bundle
-from ros_vdd.errors import ConfigError, EngineError, PolicyError
+from ros_vdd.errors import ConfigError, PolicyError
 from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE_QOS, LATCHED_QOS, chunk_message, json_message
 from ros_vdd.nodes.parameters import Parameter
@@ -34,6 +34,7 @@ from ros_vdd.runtime.monitor import JUDGEMENT, PATIENCE, PlanMonitor, open_monit
 from ros_vdd.runtime.observer import Observer
 from ros_vdd.runtime.planning import Plan, Planner
 from ros_vdd.runtime.statistics import Rate, Window
+from ros_vdd.runtime.watch import PlanWatch
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
 PARAMETERS = (
@@ -101,6 +102,9 @@ class PolicyWork:
             answer_s=parameters.engine_timeout_s,
         )
         self._rates = {intake.name: Rate() for intake in observer.intakes}
+        self._watch = PlanWatch(self._monitor, self._judged) if self._monitor else None
+        if self._watch:
+            node.at_cleanup(self._watch.stop)
         node.at_cleanup(self._planner.stop)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a simulation that stands still is told about, too
         self._settle_timer = node.create_timer(max(parameters.settle_s, 0.001), self._poll, clock=steady)
@@ -178,7 +182,6 @@ class PolicyWork:
         self._chunks += 1
         self._latency_ms.add(latency_ms)
         self._compute_ms.add(compute_ms)
-        self._look(plan)
         self._expert, log_gate = plan.prediction.expert, plan.prediction.log_gate
         content = {
             "stamp_ns": plan.chunk.stamp_ns,
@@ -187,19 +190,19 @@ class PolicyWork:
             "latency_ms": latency_ms,
             "compute_ms": compute_ms,
             "inference_ms": plan.prediction.latency_ns / 1e6,
-            **self._figures,
         }
-        publish(self._node, self._prediction_publisher, json_message(content))
+        if self._watch:
+            self._watch.submit(plan, content)
+        else:
+            publish(self._node, self._prediction_publisher, json_message(content))
 
-    def _look(self, plan: Plan) -> None:
-        """Ask how sure the policy is; what goes wrong there is told and empties the figures, but never costs a plan."""
-        if self._monitor is None:
-            return
-        try:
-            self._figures = self._monitor.look(plan.observation, plan.chunk, plan.prediction)
-        except EngineError as error:
-            self._figures = dict.fromkeys(self._monitor.keys)
-            self._node.get_logger().warning(f"the monitor can't judge a plan: {error}", throttle_duration_sec=10.0)
+    def _judged(self, content: dict[str, Any], figures: dict[str, Any], problem: Exception | None) -> None:
+        """Tell how sure the policy is of a plan, in the watch's thread; what goes wrong there is told and never costs a plan."""
+        self._figures = figures
+        publish(self._node, self._prediction_publisher, json_message({**content, **figures}))
+        if problem:
+            self._node.get_logger().warning(f"the monitor can't judge a plan: {problem}", throttle_duration_sec=10.0)
+        if figures[JUDGEMENT] is None:
             return
         before, self._strange = self._strange, _warning(self._monitor, self._figures)
         if self._strange and not before:
@@ -214,8 +217,8 @@ class PolicyWork:
 
     def _begin_episode(self) -> None:
         self._planner.reset()
-        if self._monitor is not None:
-            self._monitor.reset()
+        if self._watch:
+            self._watch.reset()
             self._strange = None
 
     def _update_status(self) -> None:

@@ -81,6 +81,10 @@ class PlanMonitor:
         self._before: ActionChunk | None = None
         self._beyond = 0
 
+    def skip(self, chunk: ActionChunk) -> None:
+        """Keep a plan for the next without its figures."""
+        self._before = chunk
+
     def look(self, observation: Mapping[str, np.ndarray], chunk: ActionChunk, prediction: Prediction) -> dict[str, Any]:
         """Return the figures of a plan by name, and keep the plan for the next.
 

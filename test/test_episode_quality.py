@@ -215,13 +215,13 @@ def test_the_robust_score_is_that_of_the_normal_distribution_and_its_floor_holds
     assert np.isnan(robust_z(np.array([np.nan, 1.0, 2.0]), 0.1)[0])
 
 
-def demonstration(seed, count=60, lag=2, shape=(8, 8)):
+def demonstration(seed, count=60, lag=2):
     """A motion of PushT's pusher: targets that wander, the pusher follows `lag` ticks later."""
     rng = np.random.default_rng(seed)
     ways = [np.interp(np.arange(count), np.linspace(0, count - 1, 8), rng.uniform(120, 400, 8)) for _ in range(2)]
     action = np.stack([np.convolve(np.pad(w, 4, "edge"), np.ones(9) / 9, "valid") for w in ways], axis=1)
     state = np.concatenate([np.repeat(action[:1], lag, axis=0), action[: count - lag]])
-    images = rng.integers(0, 255, (count, 96, 96, 3), np.uint8)
+    images = rng.integers(0, 255, (96, 96, 3), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
     stamps = np.arange(count, dtype=np.int64) * 100_000_000
     return {"images.top": images, "state": state.astype(np.float32), "action": action.astype(np.float32), "stamp_ns": stamps}
 
@@ -337,7 +337,7 @@ def test_episodes_are_compared_with_those_of_their_goal(tmp_path):
     robot = replace(ROBOT, goal=replace(goal, tasks=("short", "long")))
     episodes = []
     for i in range(20):
-        arrays = demonstration(i, count=60 if i < 10 else 240)
+        arrays = demonstration(i, count=30 if i < 10 else 120)
         episodes.append(arrays | {"goal": np.tile(np.eye(2, dtype=np.float32)[int(i >= 10)], (len(arrays["action"]), 1))})
     reviews = judged(tmp_path, episodes, robot)
     assert {r.goal for r in reviews} == {"short", "long"} and goal_of(episodes[0], robot) == "short"
@@ -369,3 +369,10 @@ def test_a_robot_without_states_is_judged_by_its_actions():
     arrays["action"][10:40] = arrays["action"][10]
     figures = measure(arrays, robot, Scales.of([arrays], robot))
     assert figures.idle_share == pytest.approx(30 / 60) and figures.lag_s is None and figures.joints == {}
+
+
+def test_an_episode_of_a_single_frame_is_measured(tmp_path):
+    single = {name: array[:1] for name, array in demonstration(0).items()}
+    reviews = judged(tmp_path, [single, {name: array[:3] for name, array in demonstration(1).items()}])
+    assert [r.verdict for r in reviews] == ["drop", "drop"]
+    assert (reviews[0].figures.jerk_hz, reviews[0].figures.lag_s, reviews[0].figures.path_length) == (None, None, 0.0)

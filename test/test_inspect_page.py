@@ -389,3 +389,33 @@ def test_a_policy_s_page_shows_shapes_scores_ranges_and_files(tmp_path):
     reader = inspected(path, tmp_path)
     assert EVIL in reader.text and "4×16×2" in reader.text and "2×96×96×3" in reader.text
     assert "25 %" in reader.text and "−9" in reader.text and "weights.safetensors" in reader.text and "3.25" in reader.text
+
+
+def test_an_empty_store_and_a_bag_of_one_message_have_a_page(tmp_path):
+    EpisodeWriter(tmp_path / "store", load_robot("pusht"))
+    assert "0 of 0 episodes" in inspected(tmp_path / "store", tmp_path).text
+    reader = inspected(write_bag(tmp_path / "bag", [("/joint_states", SECOND, joint_state(SECOND))]), tmp_path)
+    assert "/joint_states" in reader.text
+
+
+def test_damaged_custom_data_is_told_and_not_fatal(tmp_path, capsys):
+    events = [("/joint_states", SECOND + i, joint_state(SECOND + i)) for i in range(3)]
+    data = {"ros_vdd.robot": "name: [", "ros_vdd.lost": "[", "ros_vdd.verdict": EVIL}
+    reader = inspected(write_bag(tmp_path / "bag", events, custom_data=data), tmp_path)
+    assert "the robot file inside can't be read" in reader.text
+
+
+def test_weights_that_are_none_are_told_and_the_rest_shown(tmp_path, capsys):
+    manifest = Manifest(
+        name="tiny", kind="diffusion", robot=to_plain(load_robot("pusht")), network={}, n_obs_steps=1, horizon=8, n_action_steps=4
+    )
+    for i, data in enumerate((b"12345", b"\xff" * 20, (2).to_bytes(8, "little") + b"[]", (4).to_bytes(8, "little") + b'{"a"')):
+        path = write(tmp_path / f"tiny{i}", manifest, {"weights.safetensors": data}).path
+        assert "is no safetensors file" in inspected(path, tmp_path).text
+
+
+def test_what_is_no_bag_store_or_policy_is_named(tmp_path):
+    (tmp_path / "set" / "meta").mkdir(parents=True)
+    (tmp_path / "set" / "meta" / "info.json").write_text("{}")
+    with pytest.raises(DataError, match="LeRobotDataset.*ros-vdd convert"):
+        inspected(tmp_path / "set", tmp_path)

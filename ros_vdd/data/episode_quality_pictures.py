@@ -39,7 +39,7 @@ def measure_pictures(frames: np.ndarray, idle: np.ndarray, dt_s: float) -> Pictu
     for start in range(0, len(frames), BLOCK):
         first = max(start - 1, 0)
         block = np.asarray(frames[first : start + BLOCK])
-        repeated[first + 1 : first + len(block)] = (block[1:] == block[:-1]).reshape(len(block) - 1, -1).all(axis=1)
+        repeated[first + 1 : first + len(block)] = (block[1:] == block[:-1]).all(axis=(1, 2, 3))
         contrast[first : first + len(block)] = block[:, ::4, ::4].reshape(len(block), -1).std(axis=1)
     return PictureFigures(
         frozen_s=longest(repeated & ~idle) * dt_s,

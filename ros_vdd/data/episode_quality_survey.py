@@ -110,14 +110,14 @@ def remarks(reviews: list[Review], robot: RobotSpec, bounds: Bounds = DEFAULT) -
 
 
 def _readable(store: EpisodeStore) -> tuple[dict[str, Episode], dict[str, str]]:
-    """Return the episodes whose state, action, goal and stamps can be read, and why the others can't."""
+    """Return the episodes of which every array is there, and why the others can't be read."""
     episodes: dict[str, Episode] = {}
     broken: dict[str, str] = {}
     needed = ["action", "stamp_ns", *(["state"] if store.robot.states else []), *(["goal"] if store.robot.goal else [])]
     for index, name in enumerate(store.names):
         try:
             episode = store[index]
-            for array in needed:
+            for array in {*needed, *episode}:
                 episode[array]
             episodes[name] = episode
         except DataError as error:

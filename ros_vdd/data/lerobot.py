@@ -84,7 +84,7 @@ class LeRobotReader:
         where = f"'{self.info.root}', episode {episode.index}"
         table = self._rows(episode, where)
         warnings = list(self.warnings)
-        times_s = self._times(table, episode, where, warnings)
+        times_s = self._times(table, where, warnings)
         count = len(times_s) // self.stride
         if count == 0:
             raise DataError(f"{where} has {len(times_s)} rows, fewer than one period of the robot ({self.stride} rows)")
@@ -144,15 +144,14 @@ class LeRobotReader:
             raise DataError(f"{where}: frame_index doesn't count from 0; rows are missing or out of order")
         return table
 
-    def _times(self, table, episode: LeRobotEpisode, where: str, warnings: list[str]) -> np.ndarray:
+    def _times(self, table, where: str, warnings: list[str]) -> np.ndarray:
         """Return the time of each row since the first, [s]."""
         if "timestamp" not in table.column_names:
             raise DataError(f"{where} has no column 'timestamp'; {', '.join(table.column_names)} are there")
         stamps = _column(table, "timestamp", where).reshape(-1).astype(np.float64)
         times_s, period = stamps - stamps[0], 1 / self.info.fps
         if abs(stamps[0]) > CLOCK_TOLERANCE * period:
-            begin = f"timestamps begin at {stamps[0]:.3f} s"
-            warnings.append(f"episode {episode.index}: {begin}; pictures are matched from the first row on")
+            warnings.append(f"timestamps begin at {stamps[0]:.3f} s; pictures are matched from the first row on")
         off = np.abs(times_s - np.arange(len(times_s)) * period)
         if not (off <= CLOCK_TOLERANCE * period).all():
             row = int(np.argmax(~(off <= CLOCK_TOLERANCE * period)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace, job: Job, units: list[Unit], refused: list[str], output: Output | None) -> int:
     from tqdm import tqdm
 
-    episodes = frames = skipped = 0
+    episodes = frames = 0
+    skipped: Counter[str] = Counter()
     seen = {key: args.out for key, (_, complete) in job.done.items() if complete}
     bar = tqdm(total=len(units), unit="source", disable=args.no_progress)
     told: set[str] = set()
@@ -88,8 +90,7 @@ def _convert(args: argparse.Namespace, job: Job, units: list[Unit], refused: lis
             continue
         twin = seen.get(result.key) if result.key and result.skipped is None else None
         if result.skipped is not None or twin is not None:
-            skipped += 1
-            bar.write(f"skipped {result.unit.title}: {result.skipped or f'the same content as {twin}'}")
+            skipped[f"{result.unit.source}: {result.skipped or f'the same content as {twin}'}"] += 1
             continue
         seen[result.key] = result.unit.title
         _tell(bar, result, told)
@@ -101,12 +102,14 @@ def _convert(args: argparse.Namespace, job: Job, units: list[Unit], refused: lis
     bar.close()
     if output and episodes:
         output.finish()
+    for line, count in skipped.items():
+        print(f"skipped {line}" + f", {count} times" * (count > 1))
     for line in refused:
         print(f"refused {line}")
     if not episodes and not skipped:
         raise DataError(f"no episode in {', '.join(args.sources)}")
     rate = job.robot.rate_hz
-    beside = f"; {skipped} skipped" * bool(skipped) + f"; {len(refused)} refused" * bool(refused)
+    beside = f"; {skipped.total()} skipped" * bool(skipped) + f"; {len(refused)} refused" * bool(refused)
     print(f"{episodes} episodes, {frames} frames ({frames / rate:.0f} s at {rate:g} Hz) -> {args.out}{beside}")
     return SOME_REFUSED if refused else 0
 
@@ -134,7 +137,9 @@ def _done(metas: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, bool]]:
 
 
 def _tell(bar, result: Result, told: set[str]) -> None:
-    """Print what a reader should know of a source, each line once."""
+    """Print what a reader should know of a source, each line once; of a store it was told when that was made."""
+    if result.unit.kind == "store":
+        return
     new = [line for line in result.warnings if line not in told]
     told.update(new)
     for line in new[:SHOWN]:

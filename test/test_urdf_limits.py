@@ -31,8 +31,9 @@ def test_limits_are_read_by_name_and_fixed_joints_have_none():
 
 
 def test_joints_of_other_elements_are_no_joints():
-    other = '<ros2_control name="arm" type="system"><joint name="x" type="revolute"><limit lower="0" upper="0" velocity="0"/></joint></ros2_control>'
-    assert read_limits(urdf(other, joint("y"))) == {"y": JointLimits("revolute", -0.5, 3.0, 2.0)}
+    other = joint("x", inside='<limit lower="0" upper="0" velocity="0"/>')
+    read = read_limits(urdf(f'<ros2_control name="arm" type="system">{other}</ros2_control>', joint("y")))
+    assert read == {"y": JointLimits("revolute", -0.5, 3.0, 2.0)}
 
 
 def test_the_tighter_limit_holds_on_each_side_and_what_changes_is_told():
@@ -100,6 +101,7 @@ def test_a_safe_position_outside_the_description_is_refused():
 
 
 def test_a_unit_that_no_description_has_is_refused():
-    pixels = dataclasses.replace(robot(), action=dataclasses.replace(robot().action, unit="px"), safe_action=dataclasses.replace(robot().safe_action, kind="stop"))
+    action, safe = dataclasses.replace(robot().action, unit="px"), dataclasses.replace(robot().safe_action, kind="stop")
+    pixels = dataclasses.replace(robot(), action=action, safe_action=safe)
     with pytest.raises(ConfigError, match="can't be compared"):
         narrow(pixels, urdf(joint("x")))

@@ -26,6 +26,7 @@ from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, JOINT_STATE_QOS, command_message
 from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import publish, run
+from ros_vdd.nodes.robot_description import await_description
 from ros_vdd.runtime.chunking import read_chunk
 from ros_vdd.runtime.command import FIRST_JUMP
 from ros_vdd.runtime.execution import Execution, ExecutionConfig
@@ -33,6 +34,7 @@ from ros_vdd.runtime.limits import MARGIN
 from ros_vdd.runtime.pacing import Pacer
 from ros_vdd.runtime.reasons import Reason, Refusal
 from ros_vdd.runtime.splicing import METHODS
+from ros_vdd.runtime.urdf_limits import narrow
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
 PARAMETERS = (
@@ -49,6 +51,8 @@ PARAMETERS = (
     Parameter("first_jump", FIRST_JUMP, "farthest first action from where the robot is; fraction of a joint's range", 0.0, 1e9),
     Parameter("watch", True, "move only while fresh joint states come, where the robot file has all action joints among them"),
     Parameter("enabled", True, "whether the robot may be moved from the start; ~/enable changes it"),
+    Parameter("limits_from_urdf", False, "narrow position and velocity limits to those of robot_description"),
+    Parameter("urdf_timeout_s", 10.0, "of limits_from_urdf: how long configure waits for robot_description [s]", 0.1, 600.0),
     Parameter("realtime_priority", 45, "SCHED_FIFO priority of the command thread, where permitted; 0 for none", 0, 99),
 )
 _TELL_S = 0.02  # how often the command thread's reasons are told
@@ -65,6 +69,8 @@ class ChunkExecutor:
     def __init__(self, node: ManagedNode, parameters: Any):
         self._node, self._status = node, node.status
         self._robot = _robot(parameters.robot, parameters.command_rate_hz)
+        if parameters.limits_from_urdf:
+            self._robot = _narrowed(node, self._robot, parameters.urdf_timeout_s)
         self._status.robot = self._robot.name
         self._lock_step = parameters.trigger == "joint_states"
         _check_trigger(parameters.trigger, parameters.replan_steps, self._robot)
@@ -208,7 +214,9 @@ class ChunkExecutor:
 
     def _diagnose(self) -> None:
         gate = self._commander.gate
-        values: dict[str, Any] = {**self._execution.counts, "chunks_clamped": gate.clamped, "commands_slowed": gate.slowed}
+        latency_ms = self._commander.latency_ms
+        values: dict[str, Any] = {f"latency_ms.p{p}": latency_ms.percentile(p) for p in (50, 99)}
+        values |= {**self._execution.counts, "chunks_clamped": gate.clamped, "commands_slowed": gate.slowed}
         values |= {"seams": self._commander.splicer.seams, "enabled": self._enabled, "protective_stop": self._stopped}
         values |= {f"interventions.{code}": count for code, count in self._interventions.items()}
         if pacer := self._pacer:
@@ -224,6 +232,16 @@ def _robot(name: str, command_rate_hz: float) -> RobotSpec:
     if not command_rate_hz:
         return robot
     return dataclasses.replace(robot, action=dataclasses.replace(robot.action, command_rate_hz=command_rate_hz))
+
+
+def _narrowed(node: ManagedNode, robot: RobotSpec, timeout_s: float) -> RobotSpec:
+    """Return the robot with the tighter limits of its file and the robot description, and say what came of it."""
+    found = narrow(robot, await_description(node, timeout_s))
+    for line in found.changes:
+        node.get_logger().info(line)
+    for line in found.open:
+        node.get_logger().warning(f"{line}; the robot file's limits hold there")
+    return found.robot
 
 
 def _check_trigger(trigger: str, replan_steps: int, robot: RobotSpec) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joint limits of a robot description (URDF), and a robot file narrowed to them: the tighter of both holds.
 
-Only what limits joints is read: the elements `joint` below `robot` with their `type`, and `limit` with `lower`, `upper` and `velocity`
-(wiki.ros.org/urdf/XML/joint). A document type is refused before anything in it counts, so that no entity is ever expanded.
+Only what limits joints is read: the elements `joint` below `robot` with their `type`, and `limit` with `lower`, `upper` and
+`velocity` (wiki.ros.org/urdf/XML/joint). A document type is refused before anything in it counts: no entity is ever expanded.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def narrow(robot: RobotSpec, xml: str) -> Narrowed:
         ConfigError: the description can't be read, is of another robot, or leaves a joint no range.
     """
     if robot.action.unit not in UNITS.values():
-        raise ConfigError(f"'action.unit' is {robot.action.unit}, and a robot description has rad and m; its limits can't be compared")
+        unit = f"'action.unit' is {robot.action.unit}, and a robot description has rad and m"
+        raise ConfigError(f"{unit}; its limits can't be compared")
     limits = read_limits(xml)
     if not any(joint in limits for joint in robot.action.joints):
         given = f"none of the action joints {', '.join(robot.action.joints)} is in the robot description"
@@ -84,8 +85,10 @@ def narrow(robot: RobotSpec, xml: str) -> Narrowed:
     upper = [_tighter("upper", j, own, known[j].upper, min, changes) for j, own in zip(action.joints, action.upper)]
     for joint, low, high in zip(action.joints, lower, upper):
         if low > high:
-            raise ConfigError(f"joint '{joint}': robot file and robot description leave no range ({low:g} to {high:g}); correct one of them")
-    narrowed = replace(action, lower=tuple(lower), upper=tuple(upper), max_velocity=_velocities(robot, known, changes, unknown))
+            left = f"robot file and robot description leave no range ({low:g} to {high:g})"
+            raise ConfigError(f"joint '{joint}': {left}; correct one of them")
+    velocities = _velocities(robot, known, changes, unknown)
+    narrowed = replace(action, lower=tuple(lower), upper=tuple(upper), max_velocity=velocities)
     return Narrowed(replace(robot, action=narrowed), tuple(changes), tuple(unknown))
 
 
@@ -98,12 +101,13 @@ class _Reader:
         self._joint = ""
 
     def refuse(self, *declaration: object) -> None:
-        raise ConfigError("the robot description declares a document type (DOCTYPE); a URDF has none, and entities aren't expanded")
+        raise ConfigError("the robot description declares a document type (DOCTYPE); a URDF has none; nothing of it is read")
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
         self._path.append(name)
         if len(self._path) == 1 and name != "robot":
-            raise ConfigError(f"the robot description begins with <{name}>; expected <robot>, a URDF with its macros (xacro) expanded")
+            expected = "expected <robot>: a URDF with its macros (xacro) expanded"
+            raise ConfigError(f"the robot description begins with <{name}>; {expected}")
         if self._path == ["robot", "joint"]:
             self._joint, kind = attributes.get("name", ""), attributes.get("type", "")
             if self._joint in self.joints:
@@ -144,7 +148,8 @@ def _known(joint: str, limits: Mapping[str, JointLimits], unit: str, unknown: li
         return JointLimits("")
     found = limits[joint]
     if UNITS[found.type] != unit:
-        unknown.append(f"joint '{joint}' is {found.type} ({UNITS[found.type]}) in the robot description; the action's unit is {unit}")
+        theirs = f"joint '{joint}' is {found.type} ({UNITS[found.type]}) in the robot description"
+        unknown.append(f"{theirs}; the action's unit is {unit}")
         return JointLimits(found.type)
     if found.type != "continuous" and found.lower is None:
         unknown.append(f"joint '{joint}' has no position limits in the robot description")

@@ -28,7 +28,7 @@ def test_a_good_take_is_accepted_without_a_word():
 @pytest.mark.parametrize(
     "given, level, word",
     [
-        ({"duration_s": 0.99}, "reject", "lasted 0.99 s"),
+        ({"duration_s": 0.99}, "reject", "lasted 0.990 s"),
         ({"duration_s": 61.0, "spec": QualitySpec(max_duration_s=60.0)}, "reject", "at most 60 s"),
         ({"messages": 0, "rate_hz": 0.0}, "reject", "camera/image_raw: no messages"),
         ({"messages": 199, "lost": 1}, "accept", ""),

@@ -66,7 +66,7 @@ class RecordedTopics:
             self._find()
         for topic, type_name in self._recorder.topics.items():
             publishers = self._node.get_publishers_info_by_topic(topic)
-            self._recorder.offer(topic, [plain_qos(p.qos_profile) for p in publishers])
+            self._recorder.offer(topic, self._offered(topic))
             wanted = self._match(topic, publishers)
             held = self._listened.get(topic)
             if held is None or self._must_change(held.qos, wanted, publishers):
@@ -83,6 +83,7 @@ class RecordedTopics:
                 if len(types) > 1:
                     raise RosVddError(f"carries several types: {', '.join(types)}")
                 message_class(types[0])
+                self._recorder.offer(topic, self._offered(topic))
                 self._recorder.add_topic(topic, types[0])
             except (RosVddError, ImportError, AttributeError) as error:
                 refused[topic] = _why_not(types[0], error)
@@ -90,8 +91,11 @@ class RecordedTopics:
             self._node.get_logger().warning(f"{topic} {refused[topic]}")
         self._recorder.gate.refused = refused
 
+    def _offered(self, topic: str) -> list[dict[str, Any]]:
+        return [plain_qos(profile) for profile in _profiles(self._node.get_publishers_info_by_topic(topic))]
+
     def _match(self, topic: str, publishers: Sequence[TopicEndpointInfo]) -> QoSProfile:
-        offered = [p.qos_profile for p in publishers]
+        offered = _profiles(publishers)
         latched = all(q.durability == DurabilityPolicy.TRANSIENT_LOCAL for q in offered) if offered else topic in self._latched
         reliable = all(q.reliability == ReliabilityPolicy.RELIABLE for q in offered) if offered else topic in self._latched
         return QoSProfile(

@@ -24,7 +24,7 @@ from ros_vdd.runtime.recording_options import RecordingOptions
 from ros_vdd.runtime.recording_queue import WriteQueue
 from ros_vdd.runtime.recording_reply import Note, Reply, at_once
 from ros_vdd.runtime.recording_ring import Received, Ring
-from ros_vdd.runtime.recording_shelf import Shelf, outcome
+from ros_vdd.runtime.recording_shelf import Shelf, outcome, recover_all
 from ros_vdd.runtime.recording_take import Finished, Take
 from ros_vdd.streams.spec import RobotSpec
 
@@ -92,7 +92,7 @@ class EpisodeRecorder:
         self._ended = ""  # why the last episode ended by itself, until the operator was told
         self._space_looked_ns = 0
         self._queue = WriteQueue(options.queue_mb * 1e6 / max(len(topics), 1), self._idle, options.chunk_s / 2, threaded)
-        self._queue.submit(lambda: self.notes.extend(self._shelf.recover()))
+        self._queue.submit(lambda: self.notes.extend(recover_all(root, options.ros_distro)))
 
     @property
     def recording(self) -> bool:

@@ -18,8 +18,9 @@ from ros_vdd.data.bag_metadata import amend_custom_data
 from ros_vdd.data.bag_recovery import NothingLeft, recover, unfinished
 from ros_vdd.errors import RosVddError
 from ros_vdd.runtime.recording_reply import Note, Reply
-from ros_vdd.runtime.recording_take import SUCCESS_KEY
+from ros_vdd.runtime.recording_take import REASONS_KEY, SUCCESS_KEY, VERDICT_KEY
 
+UNFINISHED = "the recorder ended without completing it"
 _EPISODE = re.compile(r"episode_(\d{6})(\.partial)?")
 
 
@@ -86,9 +87,9 @@ class Shelf:
 
     def recover(self) -> Iterator[Note]:
         """Complete what a crash left, and say so; what holds no message goes to the trash."""
-        for left in unfinished(self.folder) if self.folder.is_dir() else ():
+        for left in unfinished(self.folder):
             try:
-                done = recover(left, "the recorder ended without completing it", ros_distro=self._ros_distro)
+                done = recover(left, UNFINISHED, {VERDICT_KEY: "warn", REASONS_KEY: UNFINISHED}, self._ros_distro)
                 yield Note("warning", f"{done.folder} was left unfinished and is recovered: {count(done.counts)}")
             except NothingLeft:
                 self._trash.mkdir(exist_ok=True)
@@ -96,6 +97,12 @@ class Shelf:
                 yield Note("warning", f"{left} held no message and is in {self._trash}")
             except (OSError, RosVddError) as error:
                 yield Note("error", f"{left} not recovered: {error}")
+
+
+def recover_all(root: Path, ros_distro: str = "") -> Iterator[Note]:
+    """Complete what a crash left of any task, and say so."""
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
+        yield from Shelf(folder, ros_distro).recover()
 
 
 def outcome(success: bool) -> str:

@@ -98,9 +98,9 @@ def judge(
     """
     findings: list[tuple[Level, str]] = []
     if duration_s < quality.min_duration_s:
-        findings.append(("reject", f"lasted {duration_s:.2f} s, at least {quality.min_duration_s:g} s is asked for"))
+        findings.append(("reject", f"lasted {duration_s:.3f} s, at least {quality.min_duration_s:g} s is asked for"))
     if quality.max_duration_s is not None and duration_s > quality.max_duration_s:
-        findings.append(("reject", f"lasted {duration_s:.2f} s, at most {quality.max_duration_s:g} s is allowed"))
+        findings.append(("reject", f"lasted {duration_s:.3f} s, at most {quality.max_duration_s:g} s is allowed"))
     limits = gap_limits(quality, robot)
     for wanted in limits:
         if not any(same_topic(wanted, name) and health.messages for name, health in topics.items()):

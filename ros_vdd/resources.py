@@ -26,7 +26,8 @@ def share_dir() -> Path:
     if (checkout / "package.xml").is_file() and (checkout / "config").is_dir():
         return checkout
     prefixes = [p for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
-    prefixes += [sys.prefix, str(Path(__file__).resolve().parents[4])]
+    installed = Path(__file__).resolve().parents[4:5]  # of PREFIX/lib/pythonX.Y/site-packages/ros_vdd; none of a shallow folder
+    prefixes += [sys.prefix, *map(str, installed)]
     places = [Path(p) / "share" / "ros_vdd" for p in prefixes]
     for place in places:
         if (place / "config").is_dir():

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import ros_vdd
+from ros_vdd import resources
+from ros_vdd.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE_XML = ElementTree.parse(ROOT / "package.xml").getroot()
@@ -82,3 +84,11 @@ def test_shipped_files_land_in_share(folder, tmp_path):
 def names_below(folder: Path) -> list[str]:
     files = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     return sorted(p.relative_to(folder).as_posix() for p in files)
+
+
+def test_a_package_without_its_files_in_a_shallow_folder_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(resources, "__file__", "/ros_vdd/resources.py")
+    monkeypatch.setattr(sys, "prefix", "/nowhere")
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    with pytest.raises(ConfigError, match="were not found in /, /nowhere/share/ros_vdd; install the package again"):
+        resources.share_dir()

@@ -7,6 +7,7 @@ import pytest
 from test_limits import robot
 
 from ros_vdd.errors import ConfigError
+from ros_vdd.offline.live_urdf import judge_urdf
 from ros_vdd.runtime.urdf_limits import JointLimits, narrow, read_limits
 
 LIMIT = '<limit lower="-0.5" upper="3.0" effort="10" velocity="2.0"/>'
@@ -90,6 +91,17 @@ def test_what_is_malformed_or_of_another_robot_is_refused(xml, words):
     with pytest.raises(ConfigError) as refusal:
         narrow(robot(), xml)
     assert words in str(refusal.value)
+
+
+def test_the_doctor_says_what_the_executor_would():
+    wide = '<limit lower="-9" upper="9" velocity="9"/>'
+    given = robot(max_velocity=[1.0, 5.0])
+    (agree,) = judge_urdf(given, urdf(joint("x", inside=wide), joint("y", inside=wide)))
+    assert agree.level == "ok" and "all 2 action joints" in agree.detail
+    (refused,) = judge_urdf(given, BOMB)
+    assert refused.level == "error" and "DOCTYPE" in refused.detail
+    assert [f.level for f in judge_urdf(given, urdf(joint("x")))] == ["warn"] * 2
+    assert list(judge_urdf(given, None)) == []
 
 
 def test_a_safe_position_outside_the_description_is_refused():

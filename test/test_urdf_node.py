@@ -9,6 +9,7 @@ pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from ros_peers import Peer, good_joints, start, stop  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
+from test_doctor_live_ros import diagnose  # noqa: E402
 from test_urdf_limits import joint, urdf  # noqa: E402
 from tiny_policy import write_robot  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
@@ -44,6 +45,17 @@ def test_commands_keep_the_tighter_limit_and_the_log_names_what_is_missing(tmp_p
     code, said = stop(process)
     assert code == 0 and "lower of 'a' is -0.3 by the robot description, -1 in the robot file" in said
     assert "joint 'b' isn't in the robot description" in said and "Traceback" not in said
+
+
+def test_the_doctor_holds_the_robot_file_against_the_description(tmp_path):
+    peer = Peer("doctor_urdf")
+    descriptions = peer.node.create_publisher(String, "robot_description", LATCHED_QOS)
+    descriptions.publish(String(data=urdf(joint("a", inside=NARROW), joint("c"))))
+    _, found = diagnose(peer, write_robot(tmp_path / "robot.yaml"), "doctor_urdf", peer.publish)
+    peer.close()
+    told = [finding["detail"] for finding in found["robot_description"]]
+    assert any("lower of 'a' is -0.3" in line for line in told) and any("'b' isn't in" in line for line in told)
+    assert {finding["level"] for finding in found["robot_description"]} == {"warn"}
 
 
 @pytest.mark.parametrize("text, words", [(None, "nothing came on '/undescribed/robot_description'"), ("<robot>", "well-formed")])

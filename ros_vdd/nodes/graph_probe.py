@@ -23,9 +23,11 @@ from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rclpy.utilities import get_rmw_implementation_identifier
 from rosgraph_msgs.msg import Clock
+from std_msgs.msg import String
 
 from ros_vdd.errors import RosVddError
 from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE_QOS, LATCHED_QOS
+from ros_vdd.nodes.robot_description import TOPIC
 from ros_vdd.runtime.intake import CameraIntake, Intake, JointStateIntake, NotReady
 from ros_vdd.streams.codecs import stamp_ns
 from ros_vdd.streams.spec import RobotSpec, load_robot
@@ -60,7 +62,9 @@ class GraphProbe(Node):
         self._robot, self._use_sim_time, self._clock_ns = robot, use_sim_time, None
         self._heard: dict[str, _Heard] = {}
         self._intakes: dict[str, Intake] = {}
+        self._description: str | None = None
         self.create_subscription(Clock, "/clock", self._take_clock, CAMERA_QOS)
+        self.create_subscription(String, TOPIC, self._take_description, LATCHED_QOS)
         for name, camera in robot.cameras.items():
             self._listen(f"cameras.{name}", camera.topic, camera.type, CAMERA_QOS, CameraIntake(camera, f"images.{name}"))
         for name, state in robot.states.items():
@@ -91,6 +95,7 @@ class GraphProbe(Node):
             "now_ns": self.get_clock().now().nanoseconds,
             "wall_ns": time.time_ns(),
             "clock_ns": self._clock_ns,
+            "robot_description": self._description,
             "published": published,
             "subscribed": subscribed,
             "streams": {stream.pop("key"): stream for stream in streams},
@@ -118,6 +123,9 @@ class GraphProbe(Node):
 
     def _take_clock(self, message: Clock) -> None:
         self._clock_ns = message.clock.sec * 1_000_000_000 + message.clock.nanosec
+
+    def _take_description(self, message: String) -> None:
+        self._description = message.data
 
     def _sensor(self, key: str, topic: str, kind: str, qos: QoSProfile) -> dict[str, Any]:
         heard, intake = self._heard[self.resolve_topic_name(topic)], self._intakes[key]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ros_vdd.offline.finding import Finding
+from ros_vdd.offline.live_urdf import judge_urdf
 from ros_vdd.runtime.stamp_clock import span
 from ros_vdd.streams.spec import CameraSpec, JointStateSpec, RobotSpec
 
@@ -38,6 +39,7 @@ def judge(robot: RobotSpec, facts: Facts, seconds: float) -> Iterator[Finding]:
     yield from _judge_command(facts["streams"]["action"], facts)
     if robot.action.source:
         yield from _judge_source(facts["streams"]["action.source"], facts)
+    yield from judge_urdf(robot, facts.get("robot_description"))
 
 
 def nearest(topic: str, topics: Mapping[str, list[str]], kind: str) -> str:

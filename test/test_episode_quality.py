@@ -22,6 +22,7 @@ from ros_vdd.streams.spec import load_robot
 
 DT = 0.02
 ROBOT = load_robot("pusht")
+STOP = replace(ROBOT.safe_action, kind="stop")
 
 
 def wave(times, hz=1.0, size=1.0):
@@ -247,6 +248,8 @@ def test_figures_of_a_whole_demonstration(tmp_path):
 def test_columns_of_one_joint_are_found_by_name_and_unit():
     assert Columns.of(ROBOT).pairs == ((0, 0), (1, 1))
     assert Columns.of(load_robot("avoiding")).pairs == ()  # commands are changes dx, dy
+    other_unit = replace(ROBOT, states={"agent": replace(ROBOT.states["agent"], unit="mm")}, safe_action=STOP)
+    assert Columns.of(other_unit).pairs == ()
     arm = Columns.of(load_robot("example_arm"))
     assert len(arm.names) == 8 and len(arm.pairs) == 8 and arm.state == (0, 1, 2, 3, 4, 5, 6, 14)
 
@@ -265,6 +268,8 @@ def test_one_glitch_of_a_sensor_makes_its_own_episode_unusual_and_no_other(tmp_p
     reviews = judged(tmp_path, episodes)
     assert [r.verdict for r in reviews] == ["keep"] * 5 + ["look"] + ["keep"] * 6
     assert any("unusual" in reason for reason in reviews[5].reasons)
+    usual = np.median([np.ptp(e["state"][:, 0]) for e in episodes])
+    assert Scales.of(episodes, ROBOT).positions[0] == pytest.approx(3 * usual)
 
 
 def test_plain_demonstrations_are_kept(tmp_path):
@@ -363,7 +368,7 @@ def test_an_episode_that_can_not_be_read_is_dropped_and_the_rest_told(tmp_path):
 
 
 def test_a_robot_without_states_is_judged_by_its_actions():
-    robot = replace(ROBOT, states={}, safe_action=replace(ROBOT.safe_action, kind="stop"))
+    robot = replace(ROBOT, states={}, safe_action=STOP)
     arrays = demonstration(0)
     del arrays["state"]
     arrays["action"][10:40] = arrays["action"][10]

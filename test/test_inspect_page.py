@@ -169,14 +169,15 @@ def test_limits_are_drawn_where_they_do_not_squash_the_line():
     assert 'class="limit"' not in squashed and "limits 0 to 10 rad lie outside" in squashed
 
 
-def test_every_value_is_in_the_histogram_once():
+def test_the_bars_of_a_histogram_stand_on_each_other_and_hold_every_value_once():
     values = np.random.default_rng(0).normal(size=100)
     drawn = histogram(values, ["keep"] * 60 + ["drop"] * 40, "s", "")
-    bars = [
-        (m[2], float(m[1])) for m in re.findall(r'(height="([\d.]+)" class="bar (\w+)")', drawn) for m in [(m[0], m[1], m[2])]
-    ]
-    total = {name: sum(h for n, h in bars if n == name) for name in ("keep", "drop")}
-    assert total["keep"] / total["drop"] == pytest.approx(60 / 40, rel=0.02)
+    bars = [(bar["class"], float(bar["x"]), float(bar["y"]), float(bar["height"])) for bar in Reader(drawn).all("rect")]
+    total = {name: sum(height for style, _, _, height in bars if style == name) for name in ("bar keep", "bar drop")}
+    assert total["bar keep"] / total["bar drop"] == pytest.approx(60 / 40, rel=0.02)
+    for x in {x for _, x, _, _ in bars}:
+        column = sorted((y, y + height) for _, other, y, height in bars if other == x)
+        assert all(above[1] == pytest.approx(below[0], abs=0.2) for above, below in zip(column, column[1:]))
     assert "bar keep" in histogram([0.0] * 5, ["keep"] * 5, "", "", percent=True)
 
 

@@ -514,6 +514,13 @@ def test_a_bag_is_read_with_the_robot_file_inside_it(tmp_path, policy, capsys):
         refused(tmp_path / "bare", policy, "--robot", str(tiny_policy.write_robot(tmp_path / "away.yaml", states=away)))
 
 
+def test_the_recorder_s_verdict_is_told_unless_it_accepts(tmp_path, policy, capsys):
+    plain(tmp_path / "good", custom_data={"ros_vdd.verdict": "accept"})
+    plain(tmp_path / "bad", custom_data={"ros_vdd.verdict": "reject", "ros_vdd.reasons": "/camera: silent\n/arm: lost 3"})
+    good, bad = (told(capsys, tmp_path / name, "--policy", policy.path)[2] for name in ("good", "bad"))
+    assert "verdict" not in good and "the recorder's verdict is 'reject': /camera: silent; /arm: lost 3" in bad
+
+
 def test_an_episode_store_is_refused_because_nothing_of_the_live_path_is_left(tmp_path, policy):
     (tmp_path / "store.yaml").write_text("format: x\n")
     with pytest.raises(DataError, match="is an episode store: .*give the bags it was made of"):

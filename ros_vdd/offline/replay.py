@@ -22,15 +22,18 @@ from ros_vdd.offline.replay_errors import ActionErrors
 from ros_vdd.offline.replay_report import Limits, summarise, table
 from ros_vdd.offline.replay_source import ReplaySource, Span, open_bag, recorded_robot
 from ros_vdd.resources import find, require_file_place
+from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.execution import ExecutionConfig
 from ros_vdd.runtime.inference import PolicyRunner
 from ros_vdd.runtime.reasons import Reason
+from ros_vdd.runtime.recording_take import REASONS_KEY, VERDICT_KEY
 from ros_vdd.runtime.replay import Replay, ReplayConfig
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
 HELP = "run recorded bags through the live path of a policy and compare the actions"
 PICTURES = (".png", ".svg", ".pdf")
 FAILED = 1
+ACCEPT = "accept"  # of the recorder's verdicts the one that needs no word
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,18 +86,7 @@ def run(args: argparse.Namespace) -> int:
         errors.take(of_one)
     if not len(errors):
         raise _nothing(sources, replays)
-    summary = {
-        "policy": bundle.manifest.name,
-        "robot": sources[0].robot.name,
-        "backend": args.backend,
-        "seed": args.seed,
-        **described(choice, bundle),
-        "replan_steps": config.replan_steps,
-        "delay_ms": args.delay_ms,
-        "lock_step": args.lock_step,
-        **summarise(args.bags, replays, each, errors),
-        "warnings": warnings,
-    }
+    summary = {**_settings(args, bundle, config, choice), **summarise(args.bags, replays, each, errors), "warnings": warnings}
     summary["failures"] = limits.passed(summary)
     _tell(args, summary)
     if args.plot:
@@ -104,6 +96,20 @@ def run(args: argparse.Namespace) -> int:
     for failure in summary["failures"]:
         print(f"ros-vdd replay: failed: {failure}", file=sys.stderr)
     return FAILED if summary["failures"] else 0
+
+
+def _settings(args: argparse.Namespace, bundle: Bundle, config: ReplayConfig, choice: ChoiceConfig) -> dict[str, Any]:
+    """Return what was replayed and how, under stable keys."""
+    return {
+        "policy": bundle.manifest.name,
+        "robot": bundle.robot.name,
+        "backend": args.backend,
+        "seed": args.seed,
+        **described(choice, bundle),
+        "replan_steps": config.replan_steps,
+        "delay_ms": args.delay_ms,
+        "lock_step": args.lock_step,
+    }
 
 
 def play(source: ReplaySource, replay: Replay, progress: bool = False) -> Replay:
@@ -202,10 +208,14 @@ def robot_of(bag: Bag, bundle: Bundle, given: RobotSpec | None = None) -> RobotS
 
 
 def _warnings(bag: Bag, given: RobotSpec | None) -> list[str]:
-    """Return what to know about a bag: what its reader says, and how its robot file differs from the one given."""
+    """Return what to know about a bag: what reader and recorder say of it, and how its robot file differs from the one given."""
     inside = recorded_robot(bag) if given else None
     differences = inside.difference(given) if inside else []
-    return [*bag.warnings, *(f"'{bag.path}' was recorded with another robot file: {line}" for line in differences)]
+    told = [*bag.warnings, *(f"'{bag.path}' was recorded with another robot file: {line}" for line in differences)]
+    if (verdict := bag.custom_data.get(VERDICT_KEY, ACCEPT)) != ACCEPT:
+        why = "; ".join(bag.custom_data.get(REASONS_KEY, "").splitlines())
+        told.append(f"'{bag.path}': the recorder's verdict is '{verdict}'{f': {why}' if why else ''}")
+    return told
 
 
 def _blank(bundle: Bundle) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -174,6 +175,17 @@ def test_a_folder_of_something_else_is_told_before_anything_is_read(form, root, 
     with pytest.raises(DataError, match="choose another --out"):
         convert(root, "--format", form)
     assert os.listdir(root / "store") == ["thesis.tex"]
+
+
+def ended_from_outside(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_told_and_hangs_nothing(root, monkeypatch):
+    monkeypatch.setattr(convert_work, "_convert", ended_from_outside)
+    with pytest.raises(DataError, match="a process was ended from outside.*fewer --jobs"):
+        convert(root, "--jobs", "2")
+    assert not list(root.glob(".*")) and not (root / "store").exists()
 
 
 @pytest.mark.parametrize("value", ["0", "-2"])

@@ -304,6 +304,9 @@ def test_columns_that_a_store_can_not_hold_are_left_out_and_told(tmp_path):
     "change, told",
     [
         ({"codebase_version": "v1.6"}, "version 'v1.6'; this reads v2.0, v2.1, v3.0"),
+        ({"features": []}, "'features' is a list; expected names with dtype and shape"),
+        ({"chunks_size": 0}, "'chunks_size' is 0; expected files per folder"),
+        ({"chunks_size": "many"}, "'chunks_size' is 'many'"),
         ({"features": {"action": 3}}, "feature 'action' is 3; expected dtype and shape"),
         ({"data_path": "../{episode_index}.parquet"}, "leads out of the data set"),
         ({"data_path": "/etc/{episode_index}"}, "leads out of the data set"),

@@ -225,6 +225,25 @@ def test_a_data_set_of_another_robot_or_with_other_arrays_is_not_added_to(tmp_pa
         LeRobotWriter(tmp_path / "other", toy.SEEING)
 
 
+def test_a_flipped_bit_in_our_numbers_is_never_read_as_good(tmp_path):
+    written = write(tmp_path / "set", lengths=(40,))
+    path = tmp_path / "set/data/chunk-000/file-000.parquet"
+    whole = path.read_bytes()
+    refused = 0
+    for at in np.random.default_rng(0).integers(4, len(whole) - 8, 60):
+        data = bytearray(whole)
+        data[at] ^= 0x10
+        path.write_bytes(data)
+        try:
+            ((arrays, _),) = episodes_from_lerobot(tmp_path / "set", toy.SEEING, {})
+        except DataError:
+            refused += 1
+            continue
+        np.testing.assert_array_equal(arrays["action"], written[0]["action"])
+        np.testing.assert_array_equal(arrays["state"], written[0]["state"])
+    assert refused > 20
+
+
 def test_the_lerobot_library_loads_it(tmp_path):
     pytest.importorskip("lerobot", reason="lerobot isn't installed; pip install lerobot beside ros_vdd to run this")
     from lerobot.datasets.lerobot_dataset import LeRobotDataset

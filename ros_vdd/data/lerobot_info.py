@@ -74,8 +74,12 @@ class LeRobotInfo:
         fps = said["fps"]
         if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < 1e6:
             raise DataError(f"'{root / INFO}': 'fps' is {fps!r}; expected frames per second, above 0")
+        size = said.get("chunks_size", 1000)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise DataError(f"'{root / INFO}': 'chunks_size' is {size!r}; expected files per folder, such as 1000")
+        if not isinstance(said["features"], dict):
+            raise DataError(f"'{root / INFO}': 'features' is a {type(said['features']).__name__}; expected names with dtype and shape")
         features = {name: _feature(root, name, f) for name, f in said["features"].items()}
-        size = int(said.get("chunks_size") or 1000)
         return cls(root, version, float(fps), features, str(said["data_path"]), str(said.get("video_path") or ""), size, said)
 
     @property

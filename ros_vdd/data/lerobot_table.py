@@ -28,12 +28,12 @@ def read_table(path: Path, leave_out: str | None = None, only: str | None = None
     except ModuleNotFoundError as error:
         raise DataError("LeRobotDatasets need pyarrow; pip install 'ros_vdd[data]'") from error
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:  # where the writer left checksums
             names = [n for n in file.schema_arrow.names if leave_out is None or not n.startswith(leave_out)]
             return file.read(columns=names if only is None else [only])
     except FileNotFoundError as error:
         raise DataError(f"no file '{path}', which the data set's tables name; copy the whole data set") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         cut = "; the program that wrote it was ended before it closed the file" if "magic bytes" in str(error) else ""
         raise DataError(f"'{path}' can't be read as parquet: {error}{cut}") from error
 

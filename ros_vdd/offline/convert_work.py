@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-from ros_vdd.errors import RosVddError
+from ros_vdd.errors import DataError, RosVddError
 from ros_vdd.offline.convert_outputs import stage
 from ros_vdd.offline.convert_sources import VERDICTS, Options, Unit, content_key, read, verdict_of
 from ros_vdd.streams.spec import RobotSpec
@@ -78,12 +80,21 @@ def convert_unit(job: Job, number: int, unit: Unit) -> Result:
 
 
 def convert_units(job: Job, units: Sequence[Unit], jobs: int) -> Iterator[Result]:
-    """Yield the result of each unit in the order given, at most `jobs` at work at once."""
+    """Yield the result of each unit in the order given, at most `jobs` at work at once.
+
+    Raises:
+        DataError: a process died, which the system does to one that takes too much memory.
+    """
     if jobs == 1 or len(units) == 1:
         yield from (convert_unit(job, number, unit) for number, unit in enumerate(units))
         return
-    with get_context("spawn").Pool(min(jobs, len(units)), _begin, (job,)) as pool:
-        yield from pool.imap(_convert, enumerate(units))
+    pool = ProcessPoolExecutor(min(jobs, len(units)), get_context("spawn"), _begin, (job,))
+    try:
+        yield from pool.map(_convert, range(len(units)), units)
+    except BrokenProcessPool as error:
+        raise DataError("a process was ended from outside, for want of memory perhaps; run the command again with fewer --jobs: it goes on") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _JOB: list[Job] = []
@@ -92,9 +103,10 @@ _JOB: list[Job] = []
 def _begin(job: Job) -> None:
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
     cv2.setNumThreads(1)  # the processes share the cores already
     _JOB[:] = [job]
 
 
-def _convert(numbered: tuple[int, Unit]) -> Any:
-    return convert_unit(_JOB[0], *numbered)
+def _convert(number: int, unit: Unit) -> Result:
+    return convert_unit(_JOB[0], number, unit)

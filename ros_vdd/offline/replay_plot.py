@@ -66,7 +66,7 @@ def _draw_errors(axis, errors: ActionErrors, joints: tuple[str, ...], unit: str)
 
 
 def _draw_plans(axis, joint: int, source: ReplaySource, replay: Replay, first_ns: int, dt_ns: int) -> None:
-    """Draw one joint: each recorded action until the next, each planned one at the end of its period, where it is to be reached."""
+    """Draw one joint: each recorded action until the next, each planned one at the end of its period: be there by then."""
     stamps, values = source.actions()
     silent = 1 + np.flatnonzero(np.diff(stamps) > source.robot.action.demonstrated.max_age_s * 1e9)
     times, told = np.insert(stamps - first_ns, silent, stamps[silent] - first_ns), np.insert(values[:, joint], silent, np.nan)

@@ -86,14 +86,21 @@ def summarise(
 def _bag(name: str, replay: Replay, errors: ActionErrors) -> dict[str, Any]:
     dropped = reasons(replay.frames)
     counts = {"frames": len(replay.frames), "dropped": sum(dropped.values()), "dropped_reasons": dropped}
-    return {"bag": name, **counts, "mean": errors.mean}
+    begun_ns = replay.frames[0].time_ns if replay.frames else 0
+    drops = [
+        {"at_s": round((frame.time_ns - begun_ns) / 1e9, 3), "reason": frame.reason, "detail": frame.detail}
+        for frame in replay.frames
+        if frame.reason
+    ]
+    return {"bag": name, **counts, "mean": errors.mean, "drops": drops}
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """Return the figures for people."""
     error, unit = summary["action_error"], summary["action_error"]["unit"]
     why = ", ".join(f"{code} {count}" for code, count in summary["dropped_reasons"].items())
-    lines = [f"{summary['frames']} plans were due, {summary['dropped']} dropped{f' ({why})' if why else ''}", ""]
+    lines = [f"{summary['frames']} plans were due, {summary['dropped']} dropped{f' ({why})' if why else ''}"]
+    lines += [*_first_drops(summary["per_bag"]), ""]
     steps = _steps(len(error["by_horizon"]))
     rows = {"all": error, **error["joints"]}
     if best := error["best_expert"]:
@@ -115,6 +122,15 @@ def table(summary: Mapping[str, Any]) -> str:
         if count["refused"]:
             lines.append(f"{name}: {count['refused']} of {count['received']} messages refused{_why(count['refusal'])}")
     return "\n".join([*lines, *_bags(summary["per_bag"], unit)])
+
+
+def _first_drops(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each reason: when it first dropped a plan, and its sentence."""
+    first: dict[str, str] = {}
+    for row in rows:
+        for drop in row["drops"]:
+            first.setdefault(drop["reason"], f"  {drop['reason']}, first {drop['at_s']:g} s into {row['bag']}: {drop['detail']}")
+    return list(first.values())
 
 
 def _bags(rows: Sequence[Mapping[str, Any]], unit: str) -> list[str]:

@@ -103,7 +103,7 @@ class Replay:
         seed: int = 0,
         goal: np.ndarray | None = None,
     ):
-        self._config, self._dt_ns = config, robot.dt_ns
+        self._config = config
         steps = config.replan_steps or runner.bundle.n_action_steps
         self._now_ns, self._origin_ns = 0, None
         self._settled_ns: int | None = None  # when a wait for streams is over

@@ -245,6 +245,17 @@ def test_figures_of_a_whole_demonstration(tmp_path):
     assert set(figures.joints) == {"agent.x", "agent.y"} and figures.at_limit_share == 0
 
 
+def test_commands_may_tremble_more_than_a_robot_that_stands():
+    arrays = demonstration(0)
+    for name in ("state", "action"):
+        arrays[name][20:50] = arrays["state"][20]
+    scales = Scales.of([arrays], ROBOT)
+    for share, idle in ((0.015, 0.5), (0.04, 0.0)):
+        trembling = arrays | {"action": arrays["action"].copy()}
+        trembling["action"][20:50:2, 0] += share * scales.actions[0]
+        assert measure(trembling, ROBOT, scales).idle_share == pytest.approx(idle, abs=0.05)
+
+
 def test_columns_of_one_joint_are_found_by_name_and_unit():
     assert Columns.of(ROBOT).pairs == ((0, 0), (1, 1))
     assert Columns.of(load_robot("avoiding")).pairs == ()  # commands are changes dx, dy

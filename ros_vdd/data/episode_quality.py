@@ -21,6 +21,7 @@ from ros_vdd.streams.spec import RobotSpec
 
 IDLE_S = 0.5  # [s] a shorter stop isn't idle
 IDLE_BAND = 5e-3  # of a column's scale: what stays inside for IDLE_S stands still
+COMMAND_BAND = 2e-2  # likewise of the commands to joints that are measured: they tremble more than the robot does
 MOVES = 2e-2  # of a column's scale: one that goes less far in an episode has no jerk worth telling
 
 
@@ -162,10 +163,11 @@ def _idle(positions: np.ndarray, actions: np.ndarray, columns: Columns, scales: 
     commands = [action for action, _ in columns.pairs] if columns.state else list(range(actions.shape[1]))
     values = np.concatenate([positions, actions[:, commands]], axis=1)
     scale = np.concatenate([scales.positions, scales.actions[commands]])
+    bands = np.repeat([IDLE_BAND, COMMAND_BAND if columns.state else IDLE_BAND], [positions.shape[1], len(commands)])
     used = scale > 0
     if not used.any():
         return np.ones(len(actions), dtype=bool)
-    return motion.idle(values[:, used], IDLE_BAND * scale[used], max(round(IDLE_S / dt_s) + 1, 2))
+    return motion.idle(values[:, used], (bands * scale)[used], max(round(IDLE_S / dt_s) + 1, 2))
 
 
 def _episode_jerk_hz(values: np.ndarray, scale: np.ndarray, dt_s: float) -> float | None:

@@ -29,6 +29,7 @@ from ros_vdd.streams.spec import CameraSpec, RobotSpec, robot_from_mapping
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 JOINTS = "sensor_msgs/msg/JointState"
 RECORDED = ("verdict", "reasons", "success", "operator", "revision", "task")  # what the recorder says, below "ros_vdd."
+OTHER_CLOCK_S = 3600.0  # [s] between log and header: no message was on its way that long, so it has no age
 GAP = 3.0  # times the usual interval: a silence worth marking on a topic that no robot file bounds
 _INNER = ("idle", "outline", "begin", "end")
 
@@ -127,10 +128,15 @@ def topic_health(view: BagView) -> dict[str, TopicHealth]:
     for topic, told in view.topics.items():
         times = view.times.get(topic, np.zeros(0))
         silences = np.diff(np.concatenate([[0.0], times, [view.duration_s]]))
-        age_s = told.log_minus_header_s[1] if told.log_minus_header_s else None
+        age_s = told.log_minus_header_s[1] if told.log_minus_header_s and not other_clock(told) else None
         rate_hz = told.count / view.duration_s if view.duration_s else 0.0
         found[topic] = TopicHealth(told.count, rate_hz, float(silences.max()), age_s, lost.get(topic, 0))
     return found
+
+
+def other_clock(told: TopicStatistics) -> bool:
+    """Return whether a topic's headers are of another clock than the log, such as a simulator's: an hour or more apart."""
+    return told.log_minus_header_s is not None and abs(told.log_minus_header_s[1]) >= OTHER_CLOCK_S
 
 
 def gaps(times: np.ndarray, limit_s: float | None, duration_s: float) -> list[tuple[float, float]]:

@@ -28,11 +28,9 @@ def milliseconds(seconds: float | None) -> str:
     """Return a short time in ms, a long one in s; "–" for none."""
     if seconds is None:
         return "–"
-    return (
-        number(seconds, "s")
-        if abs(seconds) >= 10
-        else f"{round(seconds * 1e3, 1 if abs(seconds) < 0.01 else None):g} ms".replace("-", "−")
-    )
+    if abs(seconds) >= 10:
+        return f"{seconds:.1f} s".replace("-", "−")
+    return f"{round(seconds * 1e3, 1 if abs(seconds) < 0.01 else None):g} ms".replace("-", "−")
 
 
 def size(count: float) -> str:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ros_vdd.data.bag_statistics import TopicStatistics
 from ros_vdd.offline import inspect_page as parts
-from ros_vdd.offline.inspect_bag import BagView
+from ros_vdd.offline.inspect_bag import BagView, other_clock
 from ros_vdd.offline.inspect_html import Markup, table, tag
 from ros_vdd.offline.inspect_numbers import clock, milliseconds, number, share
 from ros_vdd.offline.inspect_page_episode import joint_plots
@@ -15,7 +16,6 @@ from ros_vdd.offline.inspect_pictures import contact_sheet
 from ros_vdd.offline.inspect_svg import Line, plot, strip
 
 MOST_JOINTS = 24  # plots of a bag without a robot file
-FAR_S = 1.0  # [s] between header and log that no transport explains
 
 
 def bag_page(view: BagView, content: dict[str, Any]) -> str:
@@ -94,30 +94,29 @@ def _timeline(view: BagView) -> Markup | None:
 def _topics(view: BagView) -> Markup:
     rows = []
     for topic, told in view.topics.items():
-        offset = told.log_minus_header_s
-        spread = tag(
-            "td",
-            f"{milliseconds(offset[1])} ({milliseconds(offset[0])} to {milliseconds(offset[2])})" if offset else "–",
-            class_="n",
-        )
-        notes = [told.undecodable] if told.undecodable else []
-        notes += [f"{told.unstamped} with stamp zero"] if told.unstamped else []
-        notes += ["the header is of another clock than the log"] if offset and abs(offset[1]) > FAR_S else []
         gap = "–" if told.largest_gap_s is None else f"{milliseconds(told.largest_gap_s)} at {number(told.largest_gap_at_s, 's')}"
-        numbers = [
-            tag("td", text, class_="n") for text in (f"{told.count:,}".replace(",", " "), number(told.rate_hz, digits=4), gap)
-        ]
-        rows.append(
-            (tag("code", topic), told.type, *numbers, spread, tag("td", "; ".join(notes), class_="note" if notes else None))
-        )
-    head = (
-        "topic",
-        "type",
-        *(tag("th", h, class_="n") for h in ("messages", "rate [Hz]", "largest gap", "log − header, median (range)")),
-        "",
-    )
+        numbers = (f"{told.count:,}".replace(",", " "), number(told.rate_hz, digits=4), gap, _offset(told))
+        notes = [tag("small", tag("br"), note, class_="warn") for note in _notes(told)]
+        rows.append((tag("td", tag("code", topic), notes), told.type, *(tag("td", text, class_="n") for text in numbers)))
+    figures = ("messages", "rate [Hz]", "largest gap", "log − header, median (range)")
     lead = "Log minus header is how long a message was on its way, where both clocks are one; else how far they are apart."
-    return parts.section("Topics", lead, table(head, rows))
+    return parts.section("Topics", lead, table(("topic", "type", *(tag("th", f, class_="n") for f in figures)), rows))
+
+
+def _offset(told: TopicStatistics) -> str:
+    """Return median and range of log minus header; of clocks that are far apart the range about the median."""
+    if told.log_minus_header_s is None:
+        return "–"
+    low, middle, high = told.log_minus_header_s
+    if other_clock(told):
+        return f"{middle:.1f} s (−{middle - low:.1f} to +{high - middle:.1f} s)"
+    return f"{milliseconds(middle)} ({milliseconds(low)} to {milliseconds(high)})"
+
+
+def _notes(told: TopicStatistics) -> list[str]:
+    notes = [told.undecodable] if told.undecodable else []
+    notes += [f"{told.unstamped} with stamp zero"] if told.unstamped else []
+    return notes + (["the header is of another clock than the log"] if other_clock(told) else [])
 
 
 def _pictures(view: BagView) -> Markup | None:

@@ -83,7 +83,7 @@ td.thumbs{white-space:nowrap;padding:3px 6px}
 td.thumbs img{width:40px;height:auto;border-radius:3px;vertical-align:middle;margin-right:2px}
 td.goal{white-space:nowrap}.tall .scroll{max-height:min(76vh,860px);overflow:auto}
 .drawing{overflow-x:auto}.drawing svg{min-width:560px}
-td.short{white-space:nowrap}td.note{min-width:200px}
+td.short{white-space:nowrap}td small.warn{color:var(--look)}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 20px;align-items:start}
 .columns td{overflow-wrap:anywhere}.columns td:first-child{white-space:nowrap}
 td.wide{min-width:320px;width:60%}

@@ -27,11 +27,11 @@ ARGUMENTS = (
     ("policy_params", str(CONFIG / "nodes" / "policy.yaml"), "parameter file of policy_node"),
     ("executor_params", str(CONFIG / "nodes" / "executor.yaml"), "parameter file of chunk_executor_node"),
 )
+SAFE_ACTION_S = "65"  # the executor brings a moving robot to its safe action first; it gives that 60 s
 
 
-def node(executable, **parameters):
+def node(executable, parameter_file, sigterm_timeout="5", **parameters):
     """Return a node of this package with its parameter file, and the parameters that are said at launch on top."""
-    parameter_file = parameters.pop("parameter_file")
     sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     return Node(
         package="ros_vdd",
@@ -41,6 +41,7 @@ def node(executable, **parameters):
         parameters=[LaunchConfiguration(parameter_file), {**parameters, "use_sim_time": sim_time}],
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         output="screen",
+        sigterm_timeout=sigterm_timeout,
     )
 
 
@@ -63,6 +64,11 @@ def generate_launch_description():
                 goal=text("goal"),
                 backend=text("backend"),
             ),
-            node("chunk_executor_node", parameter_file="executor_params", robot=text("robot")),
+            node(
+                "chunk_executor_node",
+                parameter_file="executor_params",
+                sigterm_timeout=SAFE_ACTION_S,
+                robot=text("robot"),
+            ),
         ]
     )

@@ -4,8 +4,8 @@
     python benchmarks/conversion.py [--seconds 60] [--cameras 1] [--size 96] [--jobs 1] [--folder /tmp]
 
 Writes a bag of 640x480 rgb8 images at 30 Hz and joint states at 100 Hz (28 MB/s a camera), converts it at 10 Hz with pictures of
-SIZE x SIZE in a process of its own, and deletes both. Told are frames of the bag a second, the most memory that the process had to
-itself (anonymous, which no page cache explains) and in all, and the load of the machine, without which no figure means anything.
+SIZE x SIZE in a process of its own, and deletes both. Told are frames of the bag a second, the most memory that the process had
+to itself (anonymous, which no page cache explains) and in all, and the load of the machine, without which no figure means much.
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ def robot(cameras: int, size: int) -> RobotSpec:
     """Return a robot of six joints whose pictures are resized to (size, size); 0 leaves them as they come."""
     resize = {"resize": [size, size]} if size else {}
     camera = {"width": WIDTH, "height": HEIGHT, "max_age_s": 0.2, **resize}
-    action = {"topic": "command", "joints": JOINTS, "unit": "rad", "lower": [-4.0] * 6, "upper": [4.0] * 6, "command_rate_hz": 100.0}
+    action = {
+        "topic": "command",
+        "joints": JOINTS,
+        "unit": "rad",
+        "lower": [-4.0] * 6,
+        "upper": [4.0] * 6,
+        "command_rate_hz": 100.0,
+    }
     action |= {"source": {"topic": "joint_states"}}
     return robot_from_mapping(
         {"name": "bench", "rate_hz": 10.0, "action": action, "safe_action": {"kind": "hold", "stale_chunk_s": 1.0}}
@@ -56,7 +63,11 @@ def write_bag(folder: Path, cameras: int, seconds: float) -> int:
     for at, topic, k in sorted(events):
         stamp = START + round(at * 1e9)
         image = topic != "/joint_states"
-        message = cdr_message.image(stamp, noise[k % 8]) if image else cdr_message.joint_state(stamp, JOINTS, position=np.sin([k / 100] * 6))
+        message = (
+            cdr_message.image(stamp, noise[k % 8])
+            if image
+            else cdr_message.joint_state(stamp, JOINTS, position=np.sin([k / 100] * 6))
+        )
         writer.write(topic, stamp, message)
     writer.close()
     return round(seconds * 30) * cameras
@@ -110,7 +121,17 @@ def measure(root: Path, args: argparse.Namespace) -> dict:
     images = sum(write_bag(bag, args.cameras, args.seconds + k * 0.1) for k, bag in enumerate(bags))
     held = sum(p.stat().st_size for bag in bags for p in bag.iterdir())
     load, peaks, began, spent = os.getloadavg()[0], {}, time.monotonic(), os.times()
-    command = [sys.executable, "-m", "ros_vdd", "convert", *map(str, bags), "--robot", str(root / "robot.yaml"), "--out", str(root / "store")]
+    command = [
+        sys.executable,
+        "-m",
+        "ros_vdd",
+        "convert",
+        *map(str, bags),
+        "--robot",
+        str(root / "robot.yaml"),
+        "--out",
+        str(root / "store"),
+    ]
     process = subprocess.Popen([*command, "--no-progress", "--jobs", str(args.jobs)], stdout=subprocess.PIPE, text=True)
     watcher = threading.Thread(target=watch, args=(process, peaks))
     watcher.start()
@@ -119,10 +140,18 @@ def measure(root: Path, args: argparse.Namespace) -> dict:
     watcher.join()
     cpu = now.children_user + now.children_system - spent.children_user - spent.children_system
     return {
-        "bag_mb": round(held / 1e6), "images": images, "wall_s": round(wall, 2), "cpu_s": round(cpu, 2),
-        "images_per_s": round(images / wall), "images_per_cpu_s": round(images / cpu), "anonymous_mb": round(peaks["anonymous"] / 1e3),
-        "whole_mb": round(peaks["whole"] / 1e3), "load_before": round(load, 2), "status": process.returncode, "said": said.splitlines()[-1],
-    }  # fmt: skip
+        "bag_mb": round(held / 1e6),
+        "images": images,
+        "wall_s": round(wall, 2),
+        "cpu_s": round(cpu, 2),
+        "images_per_s": round(images / wall),
+        "images_per_cpu_s": round(images / cpu),
+        "anonymous_mb": round(peaks["anonymous"] / 1e3),
+        "whole_mb": round(peaks["whole"] / 1e3),
+        "load_before": round(load, 2),
+        "status": process.returncode,
+        "said": said.splitlines()[-1],
+    }
 
 
 if __name__ == "__main__":

@@ -77,7 +77,12 @@ def write_lerobot(root: Path, version="v3.0", fps=10.0, size=(16, 16), codec="li
     kinds = {"timestamp": "float32", "next.reward": "float64"}
     scalars = ("timestamp", "frame_index", "episode_index", "index", "task_index", "next.reward")
     features |= {k: {"dtype": kinds.get(k, "int64"), "shape": [1], "names": None} for k in scalars}
-    features[CAMERA] = {"dtype": "video", "shape": [*size, 3], "names": ["height", "width", "channels"], "info": {"video.fps": fps}}
+    features[CAMERA] = {
+        "dtype": "video",
+        "shape": [*size, 3],
+        "names": ["height", "width", "channels"],
+        "info": {"video.fps": fps},
+    }
     starts = np.cumsum([0, *LENGTHS])
     episodes = []
     for e, length in enumerate(LENGTHS):
@@ -85,7 +90,12 @@ def write_lerobot(root: Path, version="v3.0", fps=10.0, size=(16, 16), codec="li
         (change or (lambda arrays: None))(arrays)
         episodes.append(({k: v for k, v in arrays.items() if k not in drop}, pictures(length, size, seed=e)))
     said = {"codebase_version": version, "robot_type": "toy", "fps": fps, "features": features, "chunks_size": 1000}
-    said |= {"total_episodes": len(LENGTHS), "total_frames": sum(LENGTHS), "total_tasks": len(TASKS), "splits": {"train": f"0:{len(LENGTHS)}"}}
+    said |= {
+        "total_episodes": len(LENGTHS),
+        "total_frames": sum(LENGTHS),
+        "total_tasks": len(TASKS),
+        "splits": {"train": f"0:{len(LENGTHS)}"},
+    }
     said |= PATHS_V3 if version == "v3.0" else PATHS_V2
     (root / "meta").mkdir(parents=True)
     (root / "meta" / "info.json").write_text(json.dumps(said | (info or {})))
@@ -114,7 +124,9 @@ def _write_v3(root, episodes, fps, codec):
     (root / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
     for file in (0, 1):
         inside = [e for e in range(len(LENGTHS)) if files[e] == file]
-        pq.write_table(pa.concat_tables([table(episodes[e][0]) for e in inside]), root / f"data/chunk-000/file-{file:03d}.parquet")
+        pq.write_table(
+            pa.concat_tables([table(episodes[e][0]) for e in inside]), root / f"data/chunk-000/file-{file:03d}.parquet"
+        )
         frames = np.concatenate([episodes[e][1] for e in inside])
         write_video(root / "videos" / CAMERA / "chunk-000" / f"file-{file:03d}.mp4", frames, fps, codec)
     rows = []

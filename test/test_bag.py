@@ -12,7 +12,6 @@ import yaml
 import zstandard
 from make_bags import SECOND, STORE, image, joint_state, serialize, write_bag, write_mcap
 from mcap.writer import IndexType, Writer as McapWriter
-from mcap.reader import make_reader
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
@@ -82,7 +81,8 @@ def test_messages_out_of_order_in_the_file_are_sorted(tmp_path):
 
 def test_a_file_without_index_is_sorted_however_far_it_is_out_of_order(tmp_path):
     random = np.random.default_rng(0)
-    for name, order in {"far": random.permutation(200), "near": np.argsort(np.arange(200) + random.integers(0, 9, 200)), "sorted": np.arange(200)}.items():
+    near = np.argsort(np.arange(200) + random.integers(0, 9, 200))
+    for name, order in {"far": random.permutation(200), "near": near, "sorted": np.arange(200)}.items():
         messages = [("/a" if i % 3 else "/b", int(i) * SECOND, joint_state(int(i) * SECOND, position=(i, -i))) for i in order]
         path = write_mcap(tmp_path / f"{name}.mcap", messages, index_types=IndexType.NONE)
         bag = Bag.open(path)
@@ -179,7 +179,11 @@ def test_a_ros1_bag_and_an_unknown_storage_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "old, new, words",
     [
-        ("compression_format: ''\n  compression_mode: ''", "compression_format: lz4\n  compression_mode: FILE", "compressed as 'lz4'; expected zstd"),
+        (
+            "compression_format: ''\n  compression_mode: ''",
+            "compression_format: lz4\n  compression_mode: FILE",
+            "compressed as 'lz4'; expected zstd",
+        ),
         ("relative_file_paths", "relative_paths", "not the metadata of a recording"),
         ("rosbag2_bagfile_information:", "rosbag2_bagfile_information: [", "not valid YAML"),
     ],
@@ -235,7 +239,8 @@ def packed(tmp_path):
     (folder / "bag.mcap.zstd").write_bytes(zstandard.ZstdCompressor().compress(file.read_bytes()))
     file.unlink()
     text = (folder / "metadata.yaml").read_text()
-    text = text.replace("compression_format: ''", "compression_format: zstd").replace("compression_mode: ''", "compression_mode: FILE")
+    text = text.replace("compression_format: ''", "compression_format: zstd")
+    text = text.replace("compression_mode: ''", "compression_mode: FILE")
     (folder / "metadata.yaml").write_text(text)
     return folder
 

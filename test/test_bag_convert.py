@@ -381,12 +381,13 @@ def test_a_silent_clock_splits_the_episode(tmp_path):
 
 
 def test_an_unknown_clock_is_told(plain):
-    with pytest.raises(ConfigError, match="clock 'images.tip' is no observed stream; available: images.top, states.arm; did you mean"):
+    with pytest.raises(ConfigError, match="clock 'images.tip' is no observed stream; .*did you mean 'images.top'"):
         convert(plain, clock="images.tip")
 
 
 def test_stale_samples_are_kept_on_request_with_their_age(tmp_path):
-    folder = bag_of(tmp_path / "bag", camera([*range(10), *range(15, 25)]), arm(range(0, 2500, 10)), commands(range(40, 2500, 100)))
+    seen = camera([*range(10), *range(15, 25)])
+    folder = bag_of(tmp_path / "bag", seen, arm(range(0, 2500, 10)), commands(range(40, 2500, 100)))
     ((arrays, _),) = convert(folder, stale="keep")
     assert ((arrays["stamp_ns"] - START) // DT).tolist() == list(range(25))
     assert arrays["images.top"][:, 0, 0, 0].tolist() == [*range(10), 9, 9, 9, 9, 9, *range(15, 25)]
@@ -407,7 +408,8 @@ def test_the_last_tick_is_not_lost_to_rounding(rate_hz, tmp_path):
 
 def test_the_recorder_s_verdict_travels_with_the_episode(tmp_path):
     events = [*camera(range(10)), *arm(range(0, 1000, 10)), *commands(range(40, 1000, 100))]
-    folder = write_bag(tmp_path / "bag", events, custom_data={"ros_vdd.verdict": "warn", "ros_vdd.reasons": "idle", "ros_vdd.success": "true"})
+    told = {"ros_vdd.verdict": "warn", "ros_vdd.reasons": "idle", "ros_vdd.success": "true"}
+    folder = write_bag(tmp_path / "bag", events, custom_data=told)
     ((_, meta),) = convert(folder)
     assert (meta["verdict"], meta["reasons"], meta["success"]) == ("warn", "idle", "true")
 
@@ -415,14 +417,15 @@ def test_the_recorder_s_verdict_travels_with_the_episode(tmp_path):
 def test_joint_states_without_names_are_refused_with_the_reason(tmp_path):
     nameless = [("/joint_states", START + k * DT, joint_state(START + k * DT, (), (k, 0))) for k in range(10)]
     folder = bag_of(tmp_path / "bag", camera(range(10)), nameless, commands(range(40, 1000, 100)))
-    with pytest.raises(DataError, match="states_arm .*all 10 messages were refused: JointState names no joints; its publisher must fill"):
+    with pytest.raises(DataError, match="states_arm .*all 10 messages were refused: JointState names no joints"):
         convert(folder)
 
 
 def test_joints_in_another_order_and_from_several_publishers_are_put_together(tmp_path):
     """x and y from two publishers at different rates, beside a third with joints nobody asked for; names in any order."""
     xs = [("/joint_states", START + ms * MS, joint_state(START + ms * MS, ("w", "x"), (-1, ms))) for ms in range(0, 1000, 10)]
-    ys = [("/joint_states", START + ms * MS + 1, joint_state(START + ms * MS, ("y", "v", "u"), (ms, -1, -1))) for ms in range(0, 1000, 40)]
+    late = range(0, 1000, 40)
+    ys = [("/joint_states", START + ms * MS + 1, joint_state(START + ms * MS, ("y", "v", "u"), (ms, -1, -1))) for ms in late]
     other = [("/joint_states", START + ms * MS + 2, joint_state(START + ms * MS, ("z",), (7,))) for ms in range(0, 1000, 30)]
     folder = bag_of(tmp_path / "bag", camera(range(10)), xs, ys, other, commands(range(40, 1000, 100)))
     ((arrays, meta),) = convert(folder)
@@ -448,7 +451,7 @@ def test_velocity_only_joint_states_are_no_positions(tmp_path):
 def test_velocity_only_commands_are_refused_as_actions(tmp_path):
     given = [("/joint_commands", START + k * DT, joint_state(START + k * DT, JOINTS, (), (k, -k))) for k in range(10)]
     folder = bag_of(tmp_path / "bag", camera(range(10)), arm(range(0, 1000, 10)), given)
-    with pytest.raises(DataError, match=r"action .*all 10 messages were refused: JointState has 0 positions for 2 joints \(x, y\)"):
+    with pytest.raises(DataError, match=r"action .*all 10 messages were refused: JointState has 0 positions for 2 joints"):
         convert(folder, robot({"topic": "joint_commands", "type": "sensor_msgs/msg/JointState"}))
 
 

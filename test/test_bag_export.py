@@ -21,7 +21,14 @@ START = 1_795_178_486_591_280_197
 
 def robot(**changes):
     whole = to_plain(toy.SEEING)
-    camera = {"topic": "side", "type": "sensor_msgs/msg/CompressedImage", "width": 640, "height": 480, "resize": [8, 6], "max_age_s": 0.01}
+    camera = {
+        "topic": "side",
+        "type": "sensor_msgs/msg/CompressedImage",
+        "width": 640,
+        "height": 480,
+        "resize": [8, 6],
+        "max_age_s": 0.01,
+    }
     wrist = {"topic": "/wrist_states", "joints": ["c", "a"], "fields": ["velocity", "effort"], "unit": "rad", "max_age_s": 0.01}
     whole["cameras"] = {**whole["cameras"], "side": camera}
     whole["states"] = {**whole["states"], "wrist": wrist}
@@ -30,7 +37,9 @@ def robot(**changes):
 
 def episode(spec, length=7, seed=0):
     rng = np.random.default_rng(seed)
-    arrays = {k: rng.integers(0, 256, (length, *s)).astype(np.uint8) for k, s in spec.observation_shapes().items() if k != "state"}
+    arrays = {
+        k: rng.integers(0, 256, (length, *s)).astype(np.uint8) for k, s in spec.observation_shapes().items() if k != "state"
+    }
     arrays |= {"state": rng.normal(size=(length, spec.state_size)), "action": rng.normal(size=(length, spec.action_size))}
     arrays = {k: a.astype(np.float32) if a.dtype == np.float64 else a for k, a in arrays.items()}
     if spec.goal:
@@ -88,7 +97,9 @@ def test_an_independent_reader_finds_every_message(tmp_path):
         for connection, stamp, raw in reader.messages():
             message = reader.deserialize(raw, connection.msgtype)
             found.setdefault(connection.topic, []).append((stamp, message))
-    assert {topic: len(messages) for topic, messages in found.items()} == dict.fromkeys(["/camera", "/side", "/joint_states", "/wrist_states", "/command"], 7)
+    assert {topic: len(messages) for topic, messages in found.items()} == dict.fromkeys(
+        ["/camera", "/side", "/joint_states", "/wrist_states", "/command"], 7
+    )
     stamp, message = found["/camera"][3]
     assert stamp == arrays["stamp_ns"][3] == message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
     np.testing.assert_array_equal(message.data.reshape(16, 16, 3), arrays["images.top"][3])

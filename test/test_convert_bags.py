@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ros-vdd convert` over many bags: any number of processes gives one store; killed and started again it is the same; formats go round."""
+"""`ros-vdd convert` over many bags: any number of processes, killed or not, gives one store; formats go round."""
 
 from __future__ import annotations
 
@@ -38,7 +38,15 @@ def root(tmp_path):
 
 
 def convert(root, *more, sources=NAMES, out="store", robot_file="robot.yaml"):
-    command = ["convert", *(str(root / s) for s in sources), "--robot", str(root / robot_file), "--out", str(root / out), "--no-progress"]
+    command = [
+        "convert",
+        *(str(root / s) for s in sources),
+        "--robot",
+        str(root / robot_file),
+        "--out",
+        str(root / out),
+        "--no-progress",
+    ]
     return cli.run([*command, *more])
 
 

@@ -67,7 +67,9 @@ def test_pictures_in_av1_are_read(tmp_path):
     flat = np.stack([np.full((64, 64, 3), 20 * k, np.uint8) for k in range(9)])
     written = write_lerobot(tmp_path / "set", "v2.1", size=(64, 64))
     for e, length in enumerate(LENGTHS):
-        write_video(tmp_path / "set" / "videos/chunk-000" / CAMERA / f"episode_{e:06d}.mp4", flat[e : e + length], 10, "libsvtav1")
+        write_video(
+            tmp_path / "set" / "videos/chunk-000" / CAMERA / f"episode_{e:06d}.mp4", flat[e : e + length], 10, "libsvtav1"
+        )
     camera = {**to_plain(toy.SEEING)["cameras"]["top"], "width": 64, "height": 64}
     for e, (arrays, _) in enumerate(read(tmp_path / "set", robot=robot_with(cameras={"top": camera}))):
         assert np.abs(arrays["images.top"].astype(int) - flat[e : e + LENGTHS[e]]).max() <= 3
@@ -131,7 +133,9 @@ def test_frames_go_by_their_time_and_never_by_their_number(root):
 
 def test_a_dropped_frame_is_told_with_its_row(root):
     frames = pictures(LENGTHS[1], seed=1)
-    write_video(root / "videos/chunk-000" / CAMERA / "episode_000001.mp4", np.delete(frames, 2, 0), 10, times=[0.0, 0.1, 0.3, 0.4])
+    write_video(
+        root / "videos/chunk-000" / CAMERA / "episode_000001.mp4", np.delete(frames, 2, 0), 10, times=[0.0, 0.1, 0.3, 0.4]
+    )
     with pytest.raises(DataError, match=r"episode_000001.mp4' has no frame for row 2 at 0.200 s"):
         read(root)
 
@@ -169,7 +173,9 @@ def test_a_feature_without_any_file_is_told_with_those_that_have_files(root):
     edit(root / "meta/info.json", features={**features, "observation.images.side": features[CAMERA]})
     (_, meta), *_ = read(root)
     assert meta["warnings"] == ["feature 'observation.images.side' has no video of every episode"]
-    with pytest.raises(DataError, match=r"'observation.images.side' for 'images.top' .* has no video file.*with files: observation.images.top"):
+    with pytest.raises(
+        DataError, match=r"'observation.images.side' for 'images.top' .* has no video file.*with files: observation.images.top"
+    ):
         read(root, {**MAP, "images.top": "observation.images.side"})
 
 
@@ -297,7 +303,10 @@ def test_columns_that_a_store_can_not_hold_are_left_out_and_told(tmp_path):
     write_lerobot(tmp_path / "set", change=odd)
     (arrays, meta), *_ = read(tmp_path / "set")
     assert "extra.next_reward" not in arrays and "extra.note" not in arrays
-    assert meta["warnings"] == ["left out: column 'next.reward' holds NaN or infinity", "left out: column 'note' holds string; expected numbers"]
+    assert meta["warnings"] == [
+        "left out: column 'next.reward' holds NaN or infinity",
+        "left out: column 'note' holds string; expected numbers",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -344,9 +353,22 @@ def test_a_data_set_recorded_by_others_is_read_with_its_faults_told():
         pytest.skip("ROS_VDD_DATA names no folder with recorded data sets")
     joints = [f"motor_{i}" for i in range(22, 29)]
     camera = {"topic": "ego", "width": 256, "height": 256, "resize": [96, 96], "max_age_s": 0.1}
-    action = {"topic": "command", "joints": joints, "unit": "rad", "lower": [-4.0] * 7, "upper": [4.0] * 7, "command_rate_hz": 20.0}
+    action = {
+        "topic": "command",
+        "joints": joints,
+        "unit": "rad",
+        "lower": [-4.0] * 7,
+        "upper": [4.0] * 7,
+        "command_rate_hz": 20.0,
+    }
     spec = robot_from_mapping(
-        {"name": "gr1", "rate_hz": 20.0, "cameras": {"ego": camera}, "action": action, "safe_action": {"kind": "hold", "stale_chunk_s": 1.0}}
+        {
+            "name": "gr1",
+            "rate_hz": 20.0,
+            "cameras": {"ego": camera},
+            "action": action,
+            "safe_action": {"kind": "hold", "stale_chunk_s": 1.0},
+        }
         | {"states": {"arm": {"topic": "joints", "joints": joints, "unit": "rad", "max_age_s": 0.1}}}
     )
     source = Path(folder, "lerobot", "gr1_sim_picknplace")

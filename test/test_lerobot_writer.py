@@ -34,7 +34,9 @@ def robot(**camera):
 def smooth(count, side):
     """Pictures that a lossy codec keeps: a ramp that moves."""
     ramp = np.linspace(30, 220, side)
-    return np.stack([np.clip(ramp[:, None, None] + [0, 8 * k, -8 * k] + 0 * ramp[None, :, None], 0, 255) for k in range(count)]).astype(np.uint8)
+    return np.stack(
+        [np.clip(ramp[:, None, None] + [0, 8 * k, -8 * k] + 0 * ramp[None, :, None], 0, 255) for k in range(count)]
+    ).astype(np.uint8)
 
 
 def episode(length, seed, spec=toy.SEEING):
@@ -89,7 +91,10 @@ def test_pictures_cropped_and_resized_once_are_not_again(tmp_path):
         np.testing.assert_array_equal(arrays["images.top"], expected["images.top"])
 
 
-@pytest.mark.parametrize("size, kind, chosen", [((64, 64), "auto", "av1"), ((62, 64), "auto", "h264"), ((65, 64), "auto", "h264"), ((7, 9), "lossless", "h264")])
+@pytest.mark.parametrize(
+    "size, kind, chosen",
+    [((64, 64), "auto", "av1"), ((62, 64), "auto", "h264"), ((65, 64), "auto", "h264"), ((7, 9), "lossless", "h264")],
+)
 def test_the_codec_suits_the_size_and_every_size_can_be_written(size, kind, chosen, tmp_path):
     encoding = choose_encoding(kind, *size)
     assert encoding.codec == chosen
@@ -108,17 +113,28 @@ def test_the_tables_are_those_of_the_format(tmp_path):
     write(tmp_path / "set")
     root = tmp_path / "set"
     info = json.loads((root / "meta/info.json").read_text())
-    said = {k: info[k] for k in ("codebase_version", "fps", "total_episodes", "total_frames", "total_tasks", "chunks_size", "splits")}
+    said = {
+        k: info[k] for k in ("codebase_version", "fps", "total_episodes", "total_frames", "total_tasks", "chunks_size", "splits")
+    }
     assert said == {
         "codebase_version": "v3.0", "fps": 10, "total_episodes": 3, "total_frames": 12, "total_tasks": 2, "chunks_size": 1000,
         "splits": {"train": "0:3"},
     }  # fmt: skip
     assert info["features"]["observation.state"] == {"dtype": "float32", "shape": [2], "names": ["a.pos", "b.pos"]}
     rows = [pq.read_table(p).to_pylist()[0] for p in sorted((root / "meta/episodes/chunk-000").glob("*.parquet"))]
-    assert [(r["episode_index"], r["dataset_from_index"], r["dataset_to_index"], r["length"]) for r in rows] == [(0, 0, 5, 5), (1, 5, 8, 3), (2, 8, 12, 4)]
+    assert [(r["episode_index"], r["dataset_from_index"], r["dataset_to_index"], r["length"]) for r in rows] == [
+        (0, 0, 5, 5),
+        (1, 5, 8, 3),
+        (2, 8, 12, 4),
+    ]
     assert [r[f"videos/{KEY}/to_timestamp"] for r in rows] == [0.5, 0.3, 0.4]
     data = pq.read_table(root / "data/chunk-000/file-001.parquet").to_pydict()
-    assert (data["index"], data["frame_index"], data["episode_index"], data["task_index"]) == ([5, 6, 7], [0, 1, 2], [1] * 3, [1] * 3)
+    assert (data["index"], data["frame_index"], data["episode_index"], data["task_index"]) == (
+        [5, 6, 7],
+        [0, 1, 2],
+        [1] * 3,
+        [1] * 3,
+    )
     assert np.abs(np.array(data["timestamp"]) - np.arange(3) / 10).max() < 1e-7
     tasks = pq.read_table(root / "meta/tasks.parquet")
     assert tasks.to_pydict() == {"task_index": [0, 1], "task": ["task 0", "task 1"]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings of others (docs/data.md names them): each converts with the counts of the table there, or is refused for its reason."""
+"""Recordings of others (docs/data.md): each converts with the counts of the table there, or is refused for its reason."""
 
 from __future__ import annotations
 
@@ -39,26 +39,50 @@ def robot(topic, joints, source=None, acted=None, rate_hz=10.0, max_age_s=0.5, c
 
 CONVERTS = {
     "abitobot": ("abitobot_imu_joints", robot("/joint_states", ARM), [933], {}),
-    "three publishers": (ALIGN, robot("/joint_states", WHEELED, acted=LEG), [486], {"action": "1303 of 2760: JointState has no joint"}),
+    "three publishers": (
+        ALIGN,
+        robot("/joint_states", WHEELED, acted=LEG),
+        [486],
+        {"action": "1303 of 2760: JointState has no joint"},
+    ),
     "commands that are mostly velocities": (
-        ALIGN, robot("/joint_states", LEG, {"topic": "/joint_commands"}), [205, 151], {"action": "362 of 434: JointState has 0 positions"},
+        ALIGN,
+        robot("/joint_states", LEG, {"topic": "/joint_commands"}),
+        [205, 151],
+        {"action": "362 of 434: JointState has 0 positions"},
     ),
     "SQLite, header clock": (f"{FULL}/test", robot("/leg3/joint_states", BASE), [79], {}),
     "SQLite, log clock": (f"{FULL}/test1", robot("/leg3/joint_states", BASE, stamp="receive"), [88], {}),
     "every message type once": ("rerun_all_sensor_msgs", robot("/joint_state", FOUR, rate_hz=9.0), [14], {}),
-}  # fmt: skip
+}
 IMAGE = {"top": {"topic": "/image", "width": 640, "height": 480, "resize": [96, 96], "max_age_s": 0.2}}
 REFUSED = {
     "velocities are no positions": (
-        f"{FULL}/test", robot("/leg3/joint_states", BASE, {"topic": "/leg3/joint_commands"}), "all 79 messages were refused: JointState has 0 positions",
+        f"{FULL}/test",
+        robot("/leg3/joint_states", BASE, {"topic": "/leg3/joint_commands"}),
+        "all 79 messages were refused: JointState has 0 positions",
     ),
     "clocks days apart": (
-        f"{FULL}/test1", robot("/leg3/joint_states", BASE, {"stamp": "receive"}), "lack action .*5.11e.05 s later.*choose stamp: header or stamp: receive",
+        f"{FULL}/test1",
+        robot("/leg3/joint_states", BASE, {"stamp": "receive"}),
+        "lack action .*5.11e.05 s later.*choose stamp: header or stamp: receive",
     ),
-    "one image": ("rerun_all_sensor_msgs", robot("/joint_state", FOUR, cameras=IMAGE), "at no time is every stream there.*images_top has stamps from 1757502238.483 to 1757502238.483"),
-    "a joint of another robot": ("abitobot_imu_joints", robot("/joint_states", LEG), "joints on the topic: available: arm_1_link_joint"),
-    "a topic that isn't there": ("abitobot_imu_joints", robot("/joint_state", ARM), "'/joint_state' of states_arm is absent.*did you mean '/joint_states'"),
-}  # fmt: skip
+    "one image": (
+        "rerun_all_sensor_msgs",
+        robot("/joint_state", FOUR, cameras=IMAGE),
+        "at no time is every stream there.*images_top has stamps from 1757502238.483",
+    ),
+    "a joint of another robot": (
+        "abitobot_imu_joints",
+        robot("/joint_states", LEG),
+        "joints on the topic: available: arm_1_link_joint",
+    ),
+    "a topic that isn't there": (
+        "abitobot_imu_joints",
+        robot("/joint_state", ARM),
+        "'/joint_state' of states_arm is absent.*did you mean '/joint_states'",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CONVERTS)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 
 def even_ticks(start_ns: int, end_ns: int, rate_hz: float) -> Iterator[tuple[int, int]]:
-    """Yield (t_k, t_(k+1) - t_k) [ns], t_k = start + k / rate_hz, up to the end; each from the start, so that rounding doesn't add up."""
+    """Yield (t_k, t_(k+1) - t_k) [ns], t_k = start + k / rate_hz, up to the end; rounding doesn't add up."""
     tick, k = start_ns, 0
     while tick <= end_ns:
         k += 1

@@ -21,7 +21,9 @@ def image(stamp_ns: int, pixels: np.ndarray) -> bytes:
     """Return an Image, rgb8, of uint8 (H, W, 3)."""
     height, width, _ = pixels.shape
     data = np.ascontiguousarray(pixels).reshape(-1)
-    return _serialize(IMAGE, header=_header(stamp_ns), height=height, width=width, encoding="rgb8", is_bigendian=0, step=width * 3, data=data)
+    return _serialize(
+        IMAGE, header=_header(stamp_ns), height=height, width=width, encoding="rgb8", is_bigendian=0, step=width * 3, data=data
+    )
 
 
 def joint_state(stamp_ns: int, joints: Sequence[str], **fields: np.ndarray) -> bytes:

@@ -18,7 +18,8 @@ def check_episode(robot: RobotSpec, arrays: Mapping[str, np.ndarray]) -> int:
     """Return the number of frames.
 
     Raises:
-        DataError: an array is missing, has the wrong name, shape or type, or holds a value that isn't finite; or a goal that doesn't exist.
+        DataError: an array is missing, has the wrong name, shape or type, or holds a value that isn't finite, or a goal that
+            doesn't exist.
     """
     expected = {k: (s, np.uint8 if k.startswith("images.") else np.float32) for k, s in robot.observation_shapes().items()}
     expected["action"] = ((robot.action_size,), np.float32)

@@ -228,8 +228,8 @@ def _stride(info: LeRobotInfo, robot: RobotSpec) -> int:
     ratio = info.fps / robot.rate_hz
     if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6 * ratio:
         raise DataError(
-            f"'{info.root}' has {info.fps:g} rows a second, robot '{robot.name}' asks for {robot.rate_hz:g} Hz; expected the same rate "
-            "or a whole multiple of it. Change rate_hz: nothing is resampled here"
+            f"'{info.root}' has {info.fps:g} rows a second, robot '{robot.name}' asks for {robot.rate_hz:g} Hz; expected the "
+            "same rate or a whole multiple of it. Change rate_hz: nothing is resampled here"
         )
     return round(ratio)
 

@@ -66,7 +66,8 @@ class LeRobotInfo:
         version = str(said.get("codebase_version", "none"))
         if version not in VERSIONS:
             raise DataError(
-                f"'{root}' is a LeRobotDataset of version '{version}'; this reads {', '.join(VERSIONS)}. Convert it with lerobot's own scripts"
+                f"'{root}' is a LeRobotDataset of version '{version}'; this reads {', '.join(VERSIONS)}. "
+                "Convert it with lerobot's own scripts"
             )
         for key in ("fps", "features", "data_path"):
             if key not in said:
@@ -78,7 +79,9 @@ class LeRobotInfo:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise DataError(f"'{root / INFO}': 'chunks_size' is {size!r}; expected files per folder, such as 1000")
         if not isinstance(said["features"], dict):
-            raise DataError(f"'{root / INFO}': 'features' is a {type(said['features']).__name__}; expected names with dtype and shape")
+            raise DataError(
+                f"'{root / INFO}': 'features' is a {type(said['features']).__name__}; expected names with dtype and shape"
+            )
         features = {name: _feature(root, name, f) for name, f in said["features"].items()}
         return cls(root, version, float(fps), features, str(said["data_path"]), str(said.get("video_path") or ""), size, said)
 
@@ -146,7 +149,11 @@ def _parsed(path: Path, split) -> list[dict[str, Any]]:
 
 def _feature(root: Path, name: str, said: Any) -> Feature:
     shape = said.get("shape") if isinstance(said, dict) else None
-    if not isinstance(shape, (list, tuple)) or not all(isinstance(n, int) for n in shape) or not isinstance(said.get("dtype"), str):
+    if (
+        not isinstance(shape, (list, tuple))
+        or not all(isinstance(n, int) for n in shape)
+        or not isinstance(said.get("dtype"), str)
+    ):
         raise DataError(f"'{root / INFO}': feature '{name}' is {said!r}; expected dtype and shape")
     info = said.get("info") or said.get("video_info") or {}
     shape = tuple(shape)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which feature of a LeRobotDataset fills which array of a robot: by name, by `--map`, columns by joint name where they are given."""
+"""Which feature of a LeRobotDataset fills which array of a robot: by name or by `--map`, columns by joint name."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def _selection(ours: str, shape: tuple[int, ...], robot: RobotSpec, mapping: Map
     features = {**info.features, **({TASK: None} if ours == "goal" else {})}
     if not match or match[1] not in features:
         raise DataError(
-            f"'{info.root}' has no feature '{text}' for '{ours}'; {suggest(text, features)}; say which with --map {ours}=FEATURE[FIRST:LAST]"
+            f"'{info.root}' has no feature '{text}' for '{ours}'; {suggest(text, features)}; "
+            f"say which with --map {ours}=FEATURE[FIRST:LAST]"
         )
     name, feature = match[1], features[match[1]]
     if name == TASK:
@@ -69,8 +70,8 @@ def _selection(ours: str, shape: tuple[int, ...], robot: RobotSpec, mapping: Map
     numbered = ours == "goal" and robot.goal.tasks and taken == 1
     if len(feature.shape) > 1 or (taken,) != shape and not numbered:
         raise DataError(
-            f"'{ours}' of robot '{robot.name}' has shape {shape}, '{text}' in '{info.root}' gives {(taken,)} (feature {feature.shape}, "
-            f"{_told(feature.names)}); choose columns with --map {ours}={name}[0:{shape[0]}]"
+            f"'{ours}' of robot '{robot.name}' has shape {shape}, '{text}' in '{info.root}' gives {(taken,)} "
+            f"(feature {feature.shape}, {_told(feature.names)}); choose columns with --map {ours}={name}[0:{shape[0]}]"
         )
     return Selection(name, columns)
 

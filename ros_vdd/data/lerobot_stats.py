@@ -33,7 +33,12 @@ def picture_stats(frames: np.ndarray) -> Stats:
     mean = (counts * levels).sum(1) / total[:, 0]
     std = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(1) / total[:, 0])
     below = np.cumsum(counts, 1) / total
-    found = {"min": levels[(counts > 0).argmax(1)], "max": levels[255 - (counts[:, ::-1] > 0).argmax(1)], "mean": mean, "std": std}
+    found = {
+        "min": levels[(counts > 0).argmax(1)],
+        "max": levels[255 - (counts[:, ::-1] > 0).argmax(1)],
+        "mean": mean,
+        "std": std,
+    }
     found |= {k: levels[(below >= q - 1e-12).argmax(1)] for k, q in QUANTILES.items()}
     return {k: v.reshape(3, 1, 1) for k, v in found.items()} | {"count": np.array([len(chosen)])}
 
@@ -45,5 +50,11 @@ def merge(parts: Sequence[Mapping[str, np.ndarray]]) -> Stats:
     shares = (weight / weight.sum()).reshape(-1, *[1] * (stacked["mean"].ndim - 1))
     mean = (shares * stacked["mean"]).sum(0)
     std = np.sqrt((shares * (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)).sum(0))
-    merged = {"min": stacked["min"].min(0), "max": stacked["max"].max(0), "mean": mean, "std": std, "count": np.array([int(weight.sum())])}
+    merged = {
+        "min": stacked["min"].min(0),
+        "max": stacked["max"].max(0),
+        "mean": mean,
+        "std": std,
+        "count": np.array([int(weight.sum())]),
+    }
     return merged | {key: (shares * stacked[key]).sum(0) for key in QUANTILES}

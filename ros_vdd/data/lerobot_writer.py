@@ -113,7 +113,12 @@ class LeRobotWriter:
         stats = {name: vector_stats(array) for name, array in columns.items()}
         row = {"episode_index": index, "tasks": [self._tasks[n] for n in dict.fromkeys(tasks.tolist())], "length": episode.length}
         row |= {"dataset_from_index": start, "dataset_to_index": start + episode.length}
-        row |= {"data/chunk_index": chunk, "data/file_index": file, "meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file}
+        row |= {
+            "data/chunk_index": chunk,
+            "data/file_index": file,
+            "meta/episodes/chunk_index": chunk,
+            "meta/episodes/file_index": file,
+        }
         for name in self.robot.cameras:
             key = f"observation.images.{name}"
             row |= {f"videos/{key}/chunk_index": chunk, f"videos/{key}/file_index": file}
@@ -122,7 +127,9 @@ class LeRobotWriter:
                 stats[key] = dict(found)
             _move(folder / f"{name}.mp4", self.root / f"videos/{key}/{place}.mp4")
         row |= {f"stats/{name}/{kind}": a.tolist() for name, found in stats.items() for kind, a in found.items()}
-        row |= {OWN + key: type(default)(meta.get(key, default)) for key, default in ORIGIN.items()}  # the same columns in every file
+        row |= {
+            OWN + key: type(default)(meta.get(key, default)) for key, default in ORIGIN.items()
+        }  # the same columns in every file
         _write_table(self.root / f"data/{place}.parquet", _table(columns))
         _write_table(self.root / "meta/tasks.parquet", _tasks_table(self._tasks))
         _write_table(self.root / f"meta/episodes/{place}.parquet", _rows_table([row]))
@@ -158,8 +165,19 @@ class LeRobotWriter:
             features[_feature_name(name)] = {"dtype": str(array.dtype), "shape": shape, "names": told}
         for name, encoding in self._encodings.items():
             height, width, _ = self.robot.cameras[name].output_shape
-            said = {"video.height": height, "video.width": width, "video.codec": encoding.codec, "video.pix_fmt": encoding.pix_fmt}
-            said |= {"video.is_depth_map": False, "video.fps": self._fps, "video.channels": 3, "has_audio": False, POLICY_VIEW: True}
+            said = {
+                "video.height": height,
+                "video.width": width,
+                "video.codec": encoding.codec,
+                "video.pix_fmt": encoding.pix_fmt,
+            }
+            said |= {
+                "video.is_depth_map": False,
+                "video.fps": self._fps,
+                "video.channels": 3,
+                "has_audio": False,
+                POLICY_VIEW: True,
+            }
             kind = {"dtype": "video", "shape": [height, width, 3], "names": ["height", "width", "channels"], "info": said}
             features[f"observation.images.{name}"] = kind
         return features | {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in SCALARS.items()}
@@ -223,7 +241,11 @@ def _feature_name(name: str) -> str:
 
 
 def _require_equal(there: Mapping[str, Any], here: Mapping[str, Any], root: Path) -> None:
-    lines = [f"'{n}' is {here.get(n, 'absent')} here, {there.get(n, 'absent')} there" for n in {**there, **here} if there.get(n) != here.get(n)]
+    lines = [
+        f"'{n}' is {here.get(n, 'absent')} here, {there.get(n, 'absent')} there"
+        for n in {**there, **here}
+        if there.get(n) != here.get(n)
+    ]
     if lines:
         raise DataError(f"data set '{root}' holds other features than this episode: {'; '.join(lines)}; choose another --out")
 

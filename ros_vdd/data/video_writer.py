@@ -30,7 +30,8 @@ def choose_encoding(kind: str, height: int, width: int) -> Encoding:
     """Return how to write pictures of a size.
 
     Args:
-        kind: "av1"; "h264"; "lossless" (H.264 in RGB, exact); "auto": AV1, else H.264 where AV1's encoder lacks or the size isn't for it.
+        kind: "av1"; "h264"; "lossless" (H.264 in RGB, exact); "auto": AV1, else H.264 where AV1's encoder lacks or the
+            size isn't for it.
 
     Raises:
         DataError: an unknown kind, PyAV isn't installed, or an encoder that lacks or doesn't take the size.
@@ -44,12 +45,16 @@ def choose_encoding(kind: str, height: int, width: int) -> Encoding:
         chosen = Encoding("libx264rgb", "h264", "rgb24", {"qp": "0", "g": "2", "bf": "0"})
     elif kind == "av1" or kind == "auto" and fits and "libsvtav1" in available:
         if not fits:
-            raise DataError(f"AV1 doesn't take pictures of {width}x{height}; expected even sides from {AV1_SMALLEST}. Choose h264 or lossless")
+            raise DataError(
+                f"AV1 doesn't take pictures of {width}x{height}; expected even sides from {AV1_SMALLEST}. Choose h264 or lossless"
+            )
         chosen = Encoding("libsvtav1", "av1", "yuv420p", {"g": "2", "crf": "30", "preset": "10"})
     else:
         chosen = Encoding("libx264", "h264", "yuv420p" if even else "yuv444p", {"g": "2", "crf": "23", "bf": "0"})
     if chosen.encoder not in available:
-        raise DataError(f"FFmpeg of this PyAV has no encoder '{chosen.encoder}'; pip install a wheel of av, or choose another video format")
+        raise DataError(
+            f"FFmpeg of this PyAV has no encoder '{chosen.encoder}'; pip install a wheel of av, or choose another video format"
+        )
     return chosen
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ros-vdd convert`: recordings of others and of our recorder, and a simulator's own demonstrations, into one episode store, and back."""
+"""`ros-vdd convert`: recordings of others and of our recorder, and simulators' demonstrations, into a store, and back."""
 
 from __future__ import annotations
 
@@ -27,19 +27,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     kinds = "rosbag2 folder or file, LeRobotDataset, replay-buffer zarr, episode store, or env:NAME"
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help=kinds)
-    parser.add_argument("--robot", help="robot file: a path, or a shipped name such as pusht (default for env:NAME and stores: their own)")
-    parser.add_argument("--out", required=True, help="folder to write, or to add to")
-    parser.add_argument("--format", choices=FORMATS, default="store", help="store: episode store; lerobot: LeRobotDataset v3.0; rosbag2: a bag an episode")
     parser.add_argument(
-        "--map", nargs="+", default=[], metavar="NAME=ARRAY[A:B]", help="data sets of others: which array or feature is what, state=state[0:2]"
+        "--robot", help="robot file: a path, or a shipped name such as pusht (default for env:NAME and stores: their own)"
+    )
+    parser.add_argument("--out", required=True, help="folder to write, or to add to")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="store",
+        help="store: episode store; lerobot: LeRobotDataset v3.0; rosbag2: a bag an episode",
+    )
+    parser.add_argument(
+        "--map",
+        nargs="+",
+        default=[],
+        metavar="NAME=ARRAY[A:B]",
+        help="data sets of others: which array or feature is what, state=state[0:2]",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="convert N sources or episodes at once (default 1)")
-    parser.add_argument("--keep-going", action="store_true", help="go on after a source that is refused; the exit status is then 1")
+    parser.add_argument(
+        "--keep-going", action="store_true", help="go on after a source that is refused; the exit status is then 1"
+    )
     parser.add_argument("--only", choices=("accept", "warn"), help="leave out takes whose recorded verdict is worse")
-    parser.add_argument("--clock", metavar="STREAM", help="bags: frames at the stamps of images.NAME or states.NAME (default: even frames)")
-    parser.add_argument("--stale", choices=("drop", "keep"), default="drop", help="bags: frames with a sample older than its max_age_s (default drop)")
+    parser.add_argument(
+        "--clock", metavar="STREAM", help="bags: frames at the stamps of images.NAME or states.NAME (default: even frames)"
+    )
+    parser.add_argument(
+        "--stale",
+        choices=("drop", "keep"),
+        default="drop",
+        help="bags: frames with a sample older than its max_age_s (default drop)",
+    )
     parser.add_argument("--recover", action="store_true", help="bags: take what is readable of a damaged file")
-    parser.add_argument("--video", choices=("auto", "av1", "h264", "lossless"), default="auto", help="lerobot: how pictures are written")
+    parser.add_argument(
+        "--video", choices=("auto", "av1", "h264", "lossless"), default="auto", help="lerobot: how pictures are written"
+    )
     parser.add_argument("--seed", type=int, default=0, help="env:NAME: seed of its demonstrations (default 0)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -84,7 +106,9 @@ def _convert(args: argparse.Namespace, job: Job, units: list[Unit], refused: lis
                 bar.close()
                 if output and episodes:
                     output.finish()
-                    raise DataError(f"{result.refused} ({episodes} episodes before it are in '{args.out}'; --keep-going goes on after it)")
+                    raise DataError(
+                        f"{result.refused} ({episodes} episodes before it are in '{args.out}'; --keep-going goes on after it)"
+                    )
                 raise DataError(result.refused)
             refused.append(f"{result.unit.title}: {result.refused}")
             continue
@@ -147,7 +171,7 @@ def _tell(bar, result: Result, told: set[str]) -> None:
 
 
 def _robot(args: argparse.Namespace, kinds: list[str]) -> RobotSpec:
-    """Return the robot file of the output: the one given, else that of the environment that demonstrates or of the store that is read."""
+    """Return the robot file of the output: the one given, else that of the environment or the store that is read."""
     own = {s: envs.make(s.removeprefix(ENV)).robot for s, kind in zip(args.sources, kinds) if kind == "env"}
     stores = [s for s, kind in zip(args.sources, kinds) if kind == "store"]
     if not args.robot and len(own) + len(set(stores)) < len(set(args.sources)):
@@ -160,7 +184,9 @@ def _robot(args: argparse.Namespace, kinds: list[str]) -> RobotSpec:
         robot = EpisodeStore(stores[0]).robot
     for name, robot_name in own.items():
         if differences := robot.difference(load_robot(robot_name)):
-            raise DataError(f"environment '{name.removeprefix(ENV)}' has another robot than '{robot.name}': {'; '.join(differences)}")
+            raise DataError(
+                f"environment '{name.removeprefix(ENV)}' has another robot than '{robot.name}': {'; '.join(differences)}"
+            )
     return robot
 
 

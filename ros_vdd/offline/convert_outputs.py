@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ros-vdd convert` can write. The costly half, `stage`, runs in any process; the numbering half, `take`, in one, in order."""
+"""What `ros-vdd convert` can write: `stage`, the costly half, runs in any process; `take`, which numbers, in one, in order."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def open_output(form: str, root: Path, robot: RobotSpec, video: str) -> Output:
     return EpisodeWriter(root, robot)
 
 
-def stage(form: str, folder: Path, robot: RobotSpec, video: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+def stage(
+    form: str, folder: Path, robot: RobotSpec, video: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
+) -> None:
     """Check an episode and write it into a new folder that `Output.take` accepts.
 
     Raises:

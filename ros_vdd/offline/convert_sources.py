@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ros-vdd convert` can read, one unit of work after the other: a bag, one episode of a data set, a replay buffer, a simulator."""
+"""What `ros-vdd convert` can read, unit by unit: a bag, one episode of a data set, a replay buffer, a simulator."""
 
 from __future__ import annotations
 

@@ -92,7 +92,9 @@ def convert_units(job: Job, units: Sequence[Unit], jobs: int) -> Iterator[Result
     try:
         yield from pool.map(_convert, range(len(units)), units)
     except BrokenProcessPool as error:
-        raise DataError("a process was ended from outside, for want of memory perhaps; run the command again with fewer --jobs: it goes on") from error
+        raise DataError(
+            "a process was ended from outside, for want of memory perhaps; run the command again with fewer --jobs: it goes on"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

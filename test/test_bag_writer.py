@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recording is complete or called .partial, opens with other readers, and loses little when it is cut off."""
 
+import threading
+
 import pytest
 from make_bags import SECOND, STORE, joint_state, serialize, text
 from mcap.reader import make_reader
@@ -9,6 +11,7 @@ from rosbags.highlevel import AnyReader
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_metadata import amend_custom_data, read_metadata
 from ros_vdd.data.bag_writer import BagWriter
+from ros_vdd.data.mcap_writer import McapWriter
 from ros_vdd.errors import DataError
 
 TOPICS = {"/joint_states": "sensor_msgs/msg/JointState", "/camera": "sensor_msgs/msg/Image"}
@@ -160,3 +163,27 @@ def test_a_topic_found_later_is_recorded_from_then_on(writer, clock):
     bag = Bag.open(writer.close())
     assert bag.topics["/late"] == ("std_msgs/msg/String", 1)
     assert [m.message.data for m in bag.messages(["/late"])] == ["hello"]
+
+
+def test_a_sync_that_takes_its_time_holds_up_no_chunk(tmp_path, clock, monkeypatch):
+    gate = threading.Event()
+    sync = McapWriter.sync
+    monkeypatch.setattr(McapWriter, "sync", lambda self: (gate.wait(30), sync(self)))
+    writer = BagWriter(tmp_path / "bag", TOPICS, {}, clock, fsync_s=0.2, sync_beside=True)
+    record(writer, clock, 100)
+    assert len(list(Bag.open(writer.partial, recover=True).messages())) == 91
+    gate.set()
+    writer.close()
+    assert len(list(Bag.open(writer.folder).messages())) == 100
+
+
+def test_a_sync_that_fails_beside_is_told_by_the_next_write_or_the_end(tmp_path, clock, monkeypatch):
+    def fail(self):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(McapWriter, "sync", fail)
+    writer = BagWriter(tmp_path / "bag", TOPICS, {}, clock, fsync_s=0.2, sync_beside=True)
+    with pytest.raises(OSError, match="Input/output"):
+        record(writer, clock, 50)
+        writer.close()
+    writer.abandon()

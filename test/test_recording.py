@@ -181,6 +181,26 @@ def test_a_full_disk_ends_the_episode_with_the_reason_and_a_complete_bag(recorde
     assert ask(recorder.stop()).success
 
 
+def test_what_lay_in_memory_when_the_disk_refused_is_counted_as_lost_to_it(recorder, tmp_path, clock, monkeypatch):
+    demonstrate(recorder)
+    clock.now_ns += SECOND
+    recorder.settle()
+    clock.now_ns += SECOND
+    recorder.settle()  # three are on the disk
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ros_vdd.data.mcap_writer.McapWriter.flush", full)
+    take(recorder, range(1, 5))
+    clock.now_ns += SECOND
+    recorder.settle()
+    take(recorder, [9])  # the episode is over
+    assert "lost: /joint_states 4" in recorder.notes[-1].text
+    assert parse_yaml(custom(tmp_path)["ros_vdd.lost_by_cause"]) == {"/joint_states": {"disk": 4}}
+    assert Bag.open(tmp_path / "push" / "episode_000000").topics["/joint_states"].count == 3
+
+
 @pytest.mark.parametrize("task", ["../up", "a/b", "", "a b", ".hidden"])
 def test_a_task_that_leaves_the_folder_is_refused(tmp_path, clock, task):
     with pytest.raises(DataError, match="folder name"):

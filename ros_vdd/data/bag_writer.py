@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ros_vdd.data.bag_metadata import METADATA, TopicEntry, metadata_text, sync_folder, write_metadata
+from ros_vdd.data.bag_sync import Syncer
 from ros_vdd.data.cdr import definition_text
 from ros_vdd.data.mcap_writer import McapWriter
 from ros_vdd.errors import DataError
@@ -41,6 +42,7 @@ class BagWriter:
         qos: topic -> profiles its publishers offer.
         split_bytes: a file that has grown so large is followed by the next one; None: never.
         split_s: [s] likewise by log time.
+        sync_beside: sync in a thread of its own, so that a slow disk holds up no write.
 
     Raises:
         DataError: the folder exists already, or a type is not a standard one.
@@ -59,6 +61,7 @@ class BagWriter:
         qos: Mapping[str, Sequence[Qos]] | None = None,
         split_bytes: float | None = None,
         split_s: float | None = None,
+        sync_beside: bool = False,
     ) -> None:
         self.folder = folder
         self.partial = folder.with_name(folder.name + PARTIAL)
@@ -72,6 +75,7 @@ class BagWriter:
         self._split_bytes, self._split_ns = split_bytes, None if split_s is None else round(split_s * 1e9)
         self.partial.mkdir()
         self._lock = lock_folder(self.partial)
+        self._syncer = Syncer(sync_beside)
         self._done: list[McapWriter] = []
         self._reserved = self._chunks = 0
         self._file = self._open()
@@ -114,7 +118,7 @@ class BagWriter:
             self._chunks += 1
         if now_ns - self._synced_ns >= self._fsync_ns:
             self._reserve(self._chunks + (self._file.size >> 20))
-            self._file.sync()
+            self._syncer.request(self._file.sync)
             self._synced_ns = now_ns
 
     def close(self, custom_data: Mapping[str, str] | None = None) -> Path:
@@ -125,7 +129,9 @@ class BagWriter:
         """
         self._custom_data.update(custom_data or {})
         self.release_reserve()
+        self._syncer.wait()
         self._file.close(self._custom_data)
+        self._syncer.close()
         files = [f.entry for f in (*self._done, self._file)]
         counts = self.counts
         topics = {t: entry._replace(count=counts[t]) for t, entry in self._topics.items()}
@@ -137,6 +143,7 @@ class BagWriter:
 
     def abandon(self) -> None:
         """Let go after a failed write; what was written stays in the .partial folder, for `bag_recovery.recover`."""
+        self._syncer.close()
         self._file.abandon()
         self.release_reserve()
         os.close(self._lock)
@@ -153,6 +160,7 @@ class BagWriter:
         return by_time or self._split_bytes is not None and self._file.size >= self._split_bytes
 
     def _split(self) -> None:
+        self._syncer.wait()
         self._file.close()
         self._done.append(self._file)
         self._chunks = 0

@@ -12,7 +12,7 @@ import zstandard
 from mcap.exceptions import EndOfFile, McapError
 from mcap.opcode import Opcode
 from mcap.reader import FOOTER_SIZE
-from mcap.records import Chunk, Message, MessageIndex
+from mcap.records import Chunk, Footer, Message, MessageIndex
 from mcap.stream_reader import MAGIC_SIZE, CRCValidationError, StreamReader, breakup_chunk
 
 from ros_vdd.data.mcap_chunks import next_chunk
@@ -36,7 +36,8 @@ def records(stream: IO[bytes], damage: list[str]) -> Iterator[Any]:
             chunked = chunked or isinstance(record, Chunk)
             if chunked and isinstance(record, Message):  # no checksum holds there: another record with a damaged opcode
                 raise McapError("a message lies outside of the chunks")
-            if _size(record) not in (None, stream.tell() - begin):
+            took = stream.tell() - begin
+            if _size(record) not in (None, took) or begin and _declared(stream, begin) < took and not isinstance(record, Footer):
                 raise McapError(f"the length of a {type(record).__name__} is wrong")
             inner = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
         except StopIteration:
@@ -51,6 +52,15 @@ def records(stream: IO[bytes], damage: list[str]) -> Iterator[Any]:
                 return
             continue
         yield from inner
+
+
+def _declared(stream: IO[bytes], begin: int) -> int:
+    """Return how many bytes the record that begins there takes by its own length; the position in the stream stays."""
+    position = stream.tell()
+    stream.seek(begin + 1)
+    (length,) = struct.unpack("<Q", stream.read(8))
+    stream.seek(position)
+    return 9 + length
 
 
 def _size(record: Any) -> int | None:

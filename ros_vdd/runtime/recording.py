@@ -90,7 +90,7 @@ class EpisodeRecorder:
         self._qos: dict[str, Sequence[Qos]] = {}
         self._take: Take | None = None
         self._ended = ""  # why the last episode ended by itself, until the operator was told
-        self._space_looked_ns = 0
+        self._space_looked_ns, self._threaded = 0, threaded
         self._queue = WriteQueue(options.queue_mb * 1e6 / max(len(topics), 1), self._idle, options.chunk_s / 2, threaded)
         self._queue.submit(lambda: self.notes.extend(recover_all(root, options.ros_distro)))
 
@@ -242,6 +242,7 @@ class EpisodeRecorder:
             qos=self._qos,
             split_bytes=options.split_gb * GB or None,
             split_s=options.split_s or None,
+            sync_beside=self._threaded,
         )
 
     def _finish(self, take: Take, why: str = "") -> Reply:

@@ -124,7 +124,8 @@ def draw(task: str, rows: list[dict], file: Path) -> None:
     from matplotlib import pyplot
 
     panels = ("success_rate" if TASKS[task].env == "avoiding" else "score_mean", "seam_jump", "switches_per_episode")
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6))
+    panels = tuple(key for key in panels if rows[0][key] is not None)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6))
     for axis, key in zip(axes, panels):
         for rule in TASKS[task].rules:
             points = [row for row in rows if row["rule"] == rule]
@@ -133,7 +134,7 @@ def draw(task: str, rows: list[dict], file: Path) -> None:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"{task}: {TASKS[task].policy}", fontsize=10)
+    figure.suptitle(f"{TASKS[task].policy} in {TASKS[task].env}, {TASKS[task].episodes} episodes each", fontsize=10)
     figure.tight_layout()
     figure.savefig(file, dpi=100)
 

@@ -279,8 +279,16 @@ def test_one_glitch_of_a_sensor_makes_its_own_episode_unusual_and_no_other(tmp_p
     reviews = judged(tmp_path, episodes)
     assert [r.verdict for r in reviews] == ["keep"] * 5 + ["look"] + ["keep"] * 6
     assert any("unusual" in reason for reason in reviews[5].reasons)
-    usual = np.median([np.ptp(e["state"][:, 0]) for e in episodes])
+    usual = sorted(np.ptp(e["state"][:, 0]) for e in episodes)[9]
     assert Scales.of(episodes, ROBOT).positions[0] == pytest.approx(3 * usual)
+
+
+def test_a_joint_that_moves_in_one_task_of_several_has_the_range_of_that_task(tmp_path):
+    episodes = [demonstration(i) for i in range(8)]
+    for arrays in episodes[:6]:
+        arrays["state"][:, 1] = 250 + 0.01 * arrays["state"][:, 1]
+    scales = Scales.of(episodes, ROBOT)
+    assert scales.positions[1] == pytest.approx(np.ptp(np.concatenate([e["state"][:, 1] for e in episodes])))
 
 
 def test_plain_demonstrations_are_kept(tmp_path):

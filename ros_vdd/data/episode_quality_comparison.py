@@ -38,7 +38,7 @@ FIGURES = (
     Figure("duration", "s", True, 0.05, "short", "long"),
     Figure("path", "ranges", True, 0.05, "short", "long"),
     Figure("jerk", "Hz", True, 0.05, "", "shaky"),
-    Figure("idle", "", False, 0.03, "", "high"),
+    Figure("idle", "", False, 0.05, "", "high"),
     Figure("lag", "s", False, 0.02, "early", "late"),
     Figure("start", "ranges", False, 0.03, "", "far from the others"),
     Figure("end", "ranges", False, 0.03, "", "far from the others"),

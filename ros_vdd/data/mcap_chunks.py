@@ -152,21 +152,34 @@ def _is_index(content: memoryview) -> bool:
     return len(content) >= 6 and len(content) == 6 + _SIZE.unpack_from(content, 2)[0]
 
 
-def _holds_texts(content: memoryview) -> bool:
-    """Return whether the content is texts or lists of texts whose lengths add up, as of a header or of metadata."""
-    for _ in range(2):
+def _texts(content: memoryview) -> list[memoryview] | None:
+    """Return the texts a content consists of, each behind its length; None where the lengths don't add up."""
+    found = []
+    while len(content):
         if len(content) < _SIZE.size:
-            return False
-        (size,) = _SIZE.unpack_from(content)
-        if _SIZE.size + size > len(content):
-            return False
-        content = content[_SIZE.size + size :]
-    return not len(content)
+            return None
+        end = _SIZE.size + _SIZE.unpack_from(content)[0]
+        if end > len(content):
+            return None
+        found.append(content[_SIZE.size : end])
+        content = content[end:]
+    return found
+
+
+def _is_header(content: memoryview) -> bool:
+    return len(_texts(content) or ()) == 2
+
+
+def _is_metadata(content: memoryview) -> bool:
+    """Return whether the content is a name and a list of pairs of texts."""
+    parts = _texts(content)
+    inner = _texts(parts[1]) if parts is not None and len(parts) == 2 else None
+    return inner is not None and len(inner) % 2 == 0
 
 
 _IS_WHOLE = {
-    Opcode.HEADER: _holds_texts,
-    Opcode.METADATA: _holds_texts,
+    Opcode.HEADER: _is_header,
+    Opcode.METADATA: _is_metadata,
     Opcode.CHUNK: _is_chunk,
     Opcode.MESSAGE_INDEX: _is_index,
     Opcode.DATA_END: lambda content: len(content) == 4,

@@ -47,10 +47,9 @@ def reasons(lines: Iterable[str]) -> Markup | None:
 
 
 def plots(drawn: Iterable[tuple[str, str, Markup]]) -> Markup:
-    """Return plots in a grid: name, small print and drawing of each."""
-    return tag(
-        "div", [tag("figure", tag("figcaption", name, " ", tag("small", note)), svg) for name, note, svg in drawn], class_="plots"
-    )
+    """Return plots in a grid: name, small print and drawing of each; a few are drawn larger."""
+    figures = [tag("figure", tag("figcaption", name, " ", tag("small", note)), svg) for name, note, svg in drawn]
+    return tag("div", figures, class_="plots few" if len(figures) <= 3 else "plots")
 
 
 def line_key(*entries: tuple[str, str]) -> Markup:

@@ -11,7 +11,7 @@ from ros_vdd.offline import inspect_page as parts
 from ros_vdd.offline.inspect_bag import BagView, other_clock
 from ros_vdd.offline.inspect_html import Markup, table, tag
 from ros_vdd.offline.inspect_numbers import clock, milliseconds, number, share
-from ros_vdd.offline.inspect_page_episode import joint_plots
+from ros_vdd.offline.inspect_page_episode import joint_plots, lag_words
 from ros_vdd.offline.inspect_pictures import contact_sheet
 from ros_vdd.offline.inspect_svg import Line, plot, strip
 
@@ -97,7 +97,10 @@ def _topics(view: BagView) -> Markup:
         gap = "–" if told.largest_gap_s is None else f"{milliseconds(told.largest_gap_s)} at {number(told.largest_gap_at_s, 's')}"
         numbers = (f"{told.count:,}".replace(",", " "), number(told.rate_hz, digits=4), gap, _offset(told))
         notes = [tag("small", tag("br"), note, class_="warn") for note in _notes(told)]
-        rows.append((tag("td", tag("code", topic), notes), told.type, *(tag("td", text, class_="n") for text in numbers)))
+        type_ = tag("td", told.type, class_="name")
+        rows.append(
+            (tag("td", tag("code", topic), notes, class_="name"), type_, *(tag("td", text, class_="n") for text in numbers))
+        )
     figures = ("messages", "rate [Hz]", "largest gap", "log − header, median (range)")
     lead = "Log minus header is how long a message was on its way, where both clocks are one; else how far they are apart."
     return parts.section("Topics", lead, table(("topic", "type", *(tag("th", f, class_="n") for f in figures)), rows))
@@ -157,17 +160,12 @@ def _converted(view: BagView) -> Markup:
     cards = []
     for i, (arrays, figures) in enumerate(view.segments):
         start_s = (int(arrays["stamp_ns"][0]) - int(view.segments[0][0]["stamp_ns"][0])) / 1e9
-        lag = (
-            None
-            if figures.lag_correlation is None
-            else f"{milliseconds(figures.lag_s)} (correlation {number(figures.lag_correlation, digits=2)})"
-        )
         facts = parts.facts(
             {
                 "frames": f"{figures.frames} ({number(figures.duration_s, 's')})",
                 "idle": share(figures.idle_share),
                 "jerk": number(figures.jerk_hz, "Hz"),
-                "lag": lag,
+                "lag": lag_words(figures),
                 "at a limit": share(figures.at_limit_share),
                 "oldest samples (p95)": ", ".join(f"{s} {milliseconds(a.p95_s)}" for s, a in figures.ages.items()),
             }

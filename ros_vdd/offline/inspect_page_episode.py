@@ -110,13 +110,20 @@ def _facts(review: Review) -> Markup:
         "idle": share(figures.idle_share) + _edges(figures),
         "path": number(figures.path_length, "ranges"),
         "jerk": number(figures.jerk_hz, "Hz"),
-        "lag": None
-        if figures.lag_correlation is None
-        else f"{milliseconds(figures.lag_s)} (correlation {number(figures.lag_correlation, digits=2)})",
+        "lag": lag_words(figures),
         "at a limit": share(figures.at_limit_share),
         "nearest": None if comparison.twin is None else f"{comparison.twin[0]}, {share(comparison.twin[1])} of the range apart",
     }
     return parts.facts(told)
+
+
+def lag_words(figures: EpisodeFigures) -> str | None:
+    """Return the lag with its correlation, "–" where none was found, None where no joint is commanded and measured."""
+    if figures.lag_correlation is None:
+        return None
+    if figures.lag_s is None:
+        return "–"
+    return f"{milliseconds(figures.lag_s)} (correlation {number(figures.lag_correlation, digits=2)})"
 
 
 def _edges(figures: EpisodeFigures) -> str:

@@ -203,8 +203,8 @@ def _words(view: StoreView) -> Markup:
         "look": "something that a person should look at; the reason says what",
         "drop": "of no use: too short, nothing moves, a copy, rejected by recorder or operator, or unreadable",
         "too short": f"below {number(quality.min_duration_s, 's')} (quality.min_duration_s)",
-        "idle": "a tick in a stretch of 0.5 s or more in which no joint leaves a band of 0.5 % of its range, nor its command one of 2 %;"
-        f" above {share(quality.max_idle)} (quality.max_idle) worth a look, from 95 % of no use",
+        "idle": "a tick in a stretch of 0.5 s or more in which no joint leaves a band of 0.5 % of its range,"
+        f" nor its command one of 2 %; above {share(quality.max_idle)} (quality.max_idle) worth a look, from 95 % of no use",
         "range": "how far a joint goes in all episodes of this store together",
         "unusual": f"a robust z-score above {UNUSUAL}: distance from the median over 1.4826 times the median distance",
         "jerk": "third against first derivative, as a frequency: of a sine its own, of noise near half the rate",

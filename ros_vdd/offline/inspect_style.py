@@ -102,7 +102,9 @@ background:var(--card);color:var(--ink)}
 .sheet{display:grid;grid-template-columns:repeat(8,minmax(0,144px));gap:6px;margin:6px 0 10px}
 figure{margin:0}figure img{display:block;border-radius:3px;width:100%;height:auto;background:var(--track)}
 figcaption{font-size:11.5px;color:var(--soft);text-align:center;font-variant-numeric:tabular-nums}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(290px,100%),420px));gap:8px 14px}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(280px,100%),1fr));gap:8px 14px}
+.plots.few{grid-template-columns:repeat(auto-fit,minmax(min(280px,100%),400px))}
+td.name{overflow-wrap:anywhere;min-width:180px}
 .plots figcaption{text-align:left;font-size:12.5px;color:var(--ink)}
 details summary{cursor:pointer;color:var(--soft);font-size:13.5px}
 pre{background:var(--track);padding:10px 12px;border-radius:6px;overflow-x:auto;font:12.5px/1.45 var(--mono)}
@@ -111,7 +113,7 @@ dl.words dd{margin:0;color:var(--soft)}
 footer{color:var(--soft);font-size:12.5px;margin-top:36px}
 @media(max-width:640px){main{padding:12px 12px 48px}.tiles{gap:6px}.tile{padding:8px}.tile b{font-size:20px}
 dl.words{grid-template-columns:1fr}
-td.why{min-width:200px}.sheet{grid-template-columns:repeat(4,1fr)}.plots,.grid{grid-template-columns:1fr}}
+td.why{min-width:200px}.sheet{grid-template-columns:repeat(4,1fr)}.plots,.plots.few,.grid{grid-template-columns:1fr}}
 @media print{.tools{display:none}.card{break-inside:avoid}}
 """
 

@@ -21,7 +21,7 @@ from ros_vdd.data.bag import Bag
 from ros_vdd.errors import RosVddError
 from ros_vdd.offline.processes import Processes, ros_environment
 
-DOMAIN, ANSWER_S = 79, 60.0
+DOMAIN, ANSWER_S, SETTLE_S = 79, 60.0, 4.0
 
 
 class Source:
@@ -112,7 +112,7 @@ def _measure(args: argparse.Namespace, operator: Operator, sources: list[Source]
     for source in sources:
         source.say("still")
     before = {s.topic: [s.published() for _ in range(2)][-1] for s in sources}
-    time.sleep(1.0)
+    time.sleep(SETTLE_S)  # nothing waits in the middleware at the start, nor at the end
     operator.call("start_episode")
     begun = time.monotonic()
     for source in sources:
@@ -126,7 +126,7 @@ def _measure(args: argparse.Namespace, operator: Operator, sources: list[Source]
         for source in sources:
             source.say("mark")
             after[source.topic] = source.published()
-    time.sleep(1.0)
+    time.sleep(SETTLE_S)
     asked = time.monotonic()
     said = operator.call("stop_episode")
     return {"before": before, "after": after, "seconds": seconds, "stop_s": time.monotonic() - asked, "said": said}

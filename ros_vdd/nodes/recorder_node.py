@@ -54,8 +54,8 @@ TICK_PERIOD_S, GRAPH_PERIOD_S, LIVE_PERIOD_S = 0.05, 0.5, 1.0
 class Recorder:
     """Services and timers around an `EpisodeRecorder`, in the executor's thread, which never waits for the disk.
 
-    A message's log time is this node's clock when it came: simulation time under `use_sim_time`. Inactive it listens, but
-    records nothing.
+    A message's log time is when it came from the network: this node's clock, simulation time under `use_sim_time`. Inactive it
+    listens, but records nothing.
     """
 
     def __init__(self, node: ManagedNode, parameters: Any):

@@ -126,7 +126,9 @@ class RecordedTopics:
         self._recorder.receive(topic, self._node.get_clock().now().nanoseconds, data)
 
     def _take_numbered(self, topic: str, data: bytes, info: Mapping[str, Any]) -> None:
-        now_ns = self._node.get_clock().now().nanoseconds
+        # The middleware's time of arrival, where it is of our clock: also right for a message that had to wait for us.
+        simulated = self._node.get_clock().ros_time_is_active
+        now_ns = self._node.get_clock().now().nanoseconds if simulated else info["received_timestamp"]
         number, publisher = info.get("publication_sequence_number"), info.get(_GID)
         if number is None or publisher is None:
             self._recorder.receive(topic, now_ns, data)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny robot under a policy and an executor that run as processes: what is done to them is done here, and what comes of it is seen here.
+"""A tiny robot under a policy and an executor that run as processes: where they are harmed, and where it is seen what comes of it.
 
-The arm follows every command as a joint_trajectory_controller would, to the stop at its end, and each command is held against it: a jump is
-a command that this arm couldn't have followed within the limits of its robot file.
+The arm follows every command as a joint_trajectory_controller would, to the stop at its end, and each command is held against it:
+a jump is a command that this arm couldn't have followed within the limits of its robot file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ PERIOD_S, FASTEST, STEEPEST = 0.02, 1.0, 4.0  # of commands; velocity and accele
 ACTION = {**ROBOT["action"], "interpolation": "cubic", "max_velocity": [FASTEST] * 2, "max_acceleration": [STEEPEST] * 2}
 CAMERA = {**ROBOT["cameras"]["top"], "frozen_after_s": 0.5}
 LOOKAHEAD_S = 0.1  # the executor's default
-DEAF_S = 0.1  # kept from running for longer, this process may have lost commands, and can't judge the next one
+LATE_S, UNSURE_S = 0.1, 0.3  # a machine so busy that this process or a message is late shows the nodes an arm that lags: for a
+# while after that a command isn't held against it
 JOINTS_S, PICTURES_S = 0.02, 0.05
 PATIENCE_S = 30.0  # a busy machine takes long; an idle one none of it
 ROUNDING = 1e-5  # measured positions are float32
@@ -179,7 +180,8 @@ class Rig:
         (folder / "lab" / "engine.py").write_text(ENGINE)
         self.engine("")
         self.policy = write_policy(folder / "tiny").path
-        self.robot = write_robot(folder / "robot.yaml", name=namespace, cameras={"top": {**CAMERA, **(camera or {})}}, action=ACTION)
+        cameras = {"top": {**CAMERA, **(camera or {})}}
+        self.robot = write_robot(folder / "robot.yaml", name=namespace, cameras=cameras, action=ACTION)
         self._shift_s, self._set_by_s, self._set, self._origin_s = 0.0, 0.0, False, time.monotonic()
         clock = {"use_sim_time": "true"} if sim_time else {}
         self.parameters = {
@@ -199,9 +201,9 @@ class Rig:
         self.commands: list[JointTrajectory] = []
         self.jumps: list[str] = []
         self.peer.node.create_subscription(JointTrajectory, "command", self._take_command, 1000)
-        self.arm, self._before = Arm([0.0, -0.2]), None
+        self.arm, self._before, self.heard = Arm([0.0, -0.2]), None, 0
         self._pictures, self._shown_s, self._told_s = itertools.count(), 0.0, 0.0
-        self._fed_s, self._deaf = time.monotonic(), False
+        self._fed_s, self._unsure_s, self.judged = time.monotonic(), 0.0, 0
         self.heal()
 
     def start(self, name: str, **others) -> Process:
@@ -244,14 +246,23 @@ class Rig:
         while not condition():
             if time.monotonic() - begun > limit_s:
                 raise AssertionError(f"{what}: not within {limit_s:g} s; {self._last()}")
+            self._hear()
             self.feed()
-            self.peer.executor.spin_once(timeout_sec=0.005)
         return time.monotonic() - begun
+
+    def _hear(self) -> None:
+        """Take what has come, all of it: the arm is where the newest command has led it."""
+        self.peer.executor.spin_once(timeout_sec=0.005)
+        idle = 0
+        while idle < 3:
+            before = self.heard
+            self.peer.executor.spin_once(timeout_sec=0)
+            idle = 0 if self.heard > before else idle + 1
 
     def feed(self) -> None:
         """Publish what is due of the sensors, each at its rate."""
         now = time.monotonic()
-        self._deaf |= now - self._fed_s > DEAF_S
+        self._watch_lateness(now - self._fed_s)
         self._fed_s = now
         if self.clock:
             self.clock.publish(Clock(clock=time_message(round(self.now_s() * 1e9))))
@@ -283,10 +294,11 @@ class Rig:
             del status[:-1]
         del self.commands[:], self.chunks[:]
 
-    def code(self, node: str, code: str, *words: str) -> float:
-        """Wait until a node has said a reason code since `run`, with some words; return after how many seconds."""
-        said = lambda: any(s["code"] == code and all(w in s["detail"] for w in words) for s in self.status[node])  # noqa: E731
-        return self.until(said, f"{node} says {code} {' '.join(words)}")
+    def code(self, node: str, code: str | tuple[str, ...], *words: str) -> float:
+        """Wait until a node has said one of some reason codes since `run`, with some words; return after how many seconds."""
+        codes = (code,) if isinstance(code, str) else code
+        said = lambda: any(s["code"] in codes and all(w in s["detail"] for w in words) for s in self.status[node])  # noqa: E731
+        return self.until(said, f"{node} says {' or '.join(codes)} {' '.join(words)}")
 
     def holds(self) -> float:
         """Wait until the executor has stopped and the arm rests; return after how many seconds."""
@@ -330,17 +342,21 @@ class Rig:
         positions = np.array([point.positions for point in message.points])
         velocities = np.array([point.velocities for point in message.points])
         after_s = [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
-        wrong, self._deaf = "" if self._deaf else self._wrong(stamp_s, positions, velocities), False
-        if wrong:
+        self._watch_lateness(self.now_s() - stamp_s)
+        if wrong := self._ill_formed(stamp_s, positions, velocities) or self._jump(stamp_s, positions[0], velocities[0]):
             since_s = stamp_s - self._before[0] if self._before else 0.0
             rested = "after rest" if self.arm.rests(stamp_s) else "in motion"
             self.jumps.append(f"command {len(self.commands)}, {since_s:.3f} s after the one before, {rested}: {wrong}")
-        self._before = stamp_s, velocities[0]
+        self._before, self.heard = (stamp_s, velocities[0]), self.heard + 1
         self.arm.follow(stamp_s, after_s, positions)
         self.commands.append(message)
 
-    def _wrong(self, stamp_s: float, positions: np.ndarray, velocities: np.ndarray) -> str:
-        """Return why the arm, which follows the command before, couldn't follow this one; "" where it can."""
+    def _watch_lateness(self, late_s: float) -> None:
+        if late_s > LATE_S:
+            self._unsure_s = time.monotonic() + UNSURE_S
+
+    def _ill_formed(self, stamp_s: float, positions: np.ndarray, velocities: np.ndarray) -> str:
+        """Return what is wrong with a command whatever the arm does; "" where nothing is."""
         if not (np.isfinite(positions).all() and np.isfinite(velocities).all()):
             return "not finite"
         if np.abs(positions).max() > 1.0 + ROUNDING:
@@ -351,14 +367,24 @@ class Rig:
             return "too fast"
         if np.abs(np.diff(velocities, axis=0)).max(initial=0.0) > STEEPEST * PERIOD_S + ROUNDING:
             return "too steep within"
-        away = np.abs(positions[0] - self.arm.at(stamp_s + PERIOD_S)).max()
+        before_s, before = self._before or (stamp_s, 0 * velocities[0])
+        goes_on = np.abs(velocities[0] - before).max() <= STEEPEST * (max(stamp_s - before_s, 0.0) + PERIOD_S) + ROUNDING
+        begins = np.abs(velocities[0]).max() <= STEEPEST * PERIOD_S + ROUNDING
+        return "" if goes_on or begins else "a step in velocity"
+
+    def _jump(self, stamp_s: float, position: np.ndarray, velocity: np.ndarray) -> str:
+        """Return why the arm, which follows the command before, couldn't follow this one; "" where it can."""
+        if time.monotonic() < self._unsure_s:
+            return ""
+        self.judged += 1
+        away = np.abs(position - self.arm.at(stamp_s + PERIOD_S)).max()
         late_s, self._set = LOOKAHEAD_S if self._set else PERIOD_S, False  # how long a clock took to be set, no clock tells
         if away > 1.5 * FASTEST * late_s:  # a command may also come late by most of a period
             return f"{away:.4f} away from where the arm would be"
         if self._before is None or self.arm.rests(stamp_s):
-            steep, span_s = np.abs(velocities[0]).max(), PERIOD_S
+            steep, span_s = np.abs(velocity).max(), PERIOD_S
         else:
-            steep, span_s = np.abs(velocities[0] - self._before[1]).max(), max(stamp_s - self._before[0], 0.0) + PERIOD_S
+            steep, span_s = np.abs(velocity - self._before[1]).max(), max(stamp_s - self._before[0], 0.0) + PERIOD_S
         return f"velocity changes by {steep:.4f} in {span_s:.3f} s" if steep > STEEPEST * span_s + ROUNDING else ""
 
     def _last(self) -> str:

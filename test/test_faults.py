@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The 24 faults that a policy on a robot must survive, each injected into running processes; the table is in docs/faults.md.
 
-Each must end in a hold, a recovery or a clean stop with its reason code; none in a traceback, a hang or a jump. `-s` prints the times.
+Each must end in a hold, a recovery or a clean stop with its reason code; none in a traceback, a hang or a jump. Run it with
+`-s` for the times.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def robot(tmp_path_factory):
     rig = Rig(tmp_path_factory.mktemp("faults"), "faults")
     yield rig
     assert rig.close() == [0, 0]
+    print(f"\n{rig.judged} of {rig.heard} commands held against the arm")
     print("\n" + "\n".join(f"{name:45s} {times}" for name, times in SEEN.items()))
 
 
@@ -97,6 +99,7 @@ def rearranged(*order):
     return change
 
 
+UNMEASURED = ("no_measurement", "chunk_expired")  # on a busy machine the plan may end first
 NAN = JointState(name=["a", "b"], position=[float("nan"), 0.0])
 LARGER = {"width": 2 * WIDTH, "height": 2 * HEIGHT, "step": 6 * WIDTH, "data": bytes(12 * WIDTH * HEIGHT)}
 HELD = {  # number and fault: how it is injected, reason of the policy, reason of the executor, words of the policy's
@@ -105,12 +108,12 @@ HELD = {  # number and fault: how it is injected, reason of the policy, reason o
     "4 resolution changes": (of("picture", set_(**LARGER)), "refused_message", "chunk_expired", ("8x6", "4x3")),
     "5 encoding changes": (of("picture", set_(encoding="bgr8")), "refused_message", "chunk_expired", ("bgr8", "rgb8")),
     "7 undersized data": (of("picture", set_(data=bytes(35))), "refused_message", "chunk_expired", ("35",)),
-    "9 joint missing": (of("joints", rearranged(0)), "stale", "no_measurement", ("joint 'b'",)),
-    "11 joint twice": (of("joints", rearranged(0, 0)), "refused_message", "no_measurement", ("a twice",)),
-    "12 NaN in a joint state": (of("joints", lambda message: NAN), "refused_message", "no_measurement", ("nan",)),
-    "13 stamps are zero": (of("stamp", lambda s: 0.0), "refused_message", "no_measurement", ("zero",)),
-    "13 stamps of the future": (of("stamp", lambda s: s + 3600), "clock_mismatch", "no_measurement", ("ahead",)),
-    "13 stamps of the past": (of("stamp", lambda s: s - 3600), "clock_mismatch", "no_measurement", ("behind",)),
+    "9 joint missing": (of("joints", rearranged(0)), "stale", UNMEASURED, ("joint 'b'",)),
+    "11 joint twice": (of("joints", rearranged(0, 0)), "refused_message", UNMEASURED, ("a twice",)),
+    "12 NaN in a joint state": (of("joints", lambda message: NAN), "refused_message", UNMEASURED, ("nan",)),
+    "13 stamps are zero": (of("stamp", lambda s: 0.0), "refused_message", UNMEASURED, ("zero",)),
+    "13 stamps of the future": (of("stamp", lambda s: s + 3600), "clock_mismatch", UNMEASURED, ("ahead",)),
+    "13 stamps of the past": (of("stamp", lambda s: s - 3600), "clock_mismatch", UNMEASURED, ("behind",)),
     "15 inference raises": (lambda rig: rig.engine("raise"), "inference_failed", "chunk_expired", ("node 7",)),
     "16 inference hangs": (lambda rig: rig.engine("hang"), "inference_hangs", "chunk_expired", ("no answer",)),
     "18 out of GPU memory": (lambda rig: rig.engine("memory"), "inference_failed", "chunk_expired", ("out of memory",)),
@@ -153,7 +156,7 @@ def test_a_fault_that_costs_nothing_changes_nothing(name, arm):
 def test_13_stamps_that_go_back_begin_a_new_history(arm):
     """By three seconds, as in a bag that loops: for the executor all of it is too old; back in time again all goes on."""
     jumps = arm.figure(POLICY, "clock_jumps")
-    survives(arm, "13 stamps go back", of("stamp", lambda s: s - 3), executor="no_measurement")
+    survives(arm, "13 stamps go back", of("stamp", lambda s: s - 3), executor=UNMEASURED)
     arm.until(lambda: arm.figure(POLICY, "clock_jumps") >= (jumps if jumps == jumps else 0) + 2, "both jumps are counted")
 
 
@@ -304,7 +307,10 @@ def rig(tmp_path, request):
     assert [rig.close() for rig in made] == [[0, 0]] * len(made)
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 3], lambda data: b"\x00" * len(data)], ids=["cut off", "zeros"])
+SPOILS = {"cut off": lambda data: data[: len(data) // 3], "zeros": lambda data: bytes(len(data))}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_8_a_corrupt_jpeg_is_refused(spoil, compressed):
     def corrupt(message):
         return CompressedImage(format=message.format, data=spoil(bytes(message.data)))
@@ -315,7 +321,8 @@ def test_8_a_corrupt_jpeg_is_refused(spoil, compressed):
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory):
     """A rig whose camera sends JPEG."""
-    made = Rig(tmp_path_factory.mktemp("compressed"), "compressed", {"topic": "camera/compressed", "type": "sensor_msgs/msg/CompressedImage"})
+    camera = {"topic": "camera/compressed", "type": "sensor_msgs/msg/CompressedImage"}
+    made = Rig(tmp_path_factory.mktemp("compressed"), "compressed", camera)
     yield made
     assert made.close() == [0, 0]
 

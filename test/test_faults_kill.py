@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole stack, simulator, policy, executor and recorder, while each of them in turn is killed: the rest holds, a new one recovers."""
+"""The whole stack while simulator, policy, executor and recorder are killed in turn: the rest holds, a new one recovers."""
 
 from __future__ import annotations
 
@@ -109,8 +109,10 @@ class Stack:
         if self._before is not None and not from_rest:
             before_s, place, pace = self._before
             slots = max(1, round((stamp_s - before_s) / PERIOD_S) + 1)
-            if np.abs(position - place).max() > reach * slots or np.abs(velocity - pace).max() > STEEPEST * PERIOD_S * slots + 1e-3:
-                self.jumps.append(f"command {self.commands}: {place} -> {position}, {pace} -> {velocity} in {stamp_s - before_s:.3f} s")
+            steep = STEEPEST * PERIOD_S * slots + 1e-3
+            if np.abs(position - place).max() > reach * slots or np.abs(velocity - pace).max() > steep:
+                moved = f"{place} -> {position}, {pace} -> {velocity}"
+                self.jumps.append(f"command {self.commands}: {moved} in {stamp_s - before_s:.3f} s")
         if message.points[-1].velocities and np.any(message.points[-1].velocities):
             self.jumps.append(f"command {self.commands} doesn't end in rest")
         self._before, self.commands = (stamp_s, position, velocity), self.commands + 1

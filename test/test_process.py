@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node's process ends: a moving robot is brought to its safe action first, whatever asks it to end, and nothing is left hanging."""
+"""How a node's process ends: a moving robot is brought to its safe action first, and nothing is left hanging."""
 
 import signal
 import time

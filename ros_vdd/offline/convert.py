@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     for key, least in (("seed", 0), ("jobs", 1)):
         if getattr(args, key) < least:
             raise ConfigError(f"'{key}' is {getattr(args, key)}; expected at least {least}")
+    robot = _robot(args)
     kinds = [kind_of(source) for source in args.sources]
-    robot = _robot(args, kinds)
     options = Options(_mapping(args.map), args.seed, args.recover, args.clock, args.stale, args.only)
     out = Path(args.out)
     if any(kind == "store" and Path(s).resolve() == out.resolve() for s, kind in zip(args.sources, kinds)):
@@ -170,10 +170,10 @@ def _tell(bar, result: Result, told: set[str]) -> None:
         bar.write(f"{result.unit.title}: {line}")
 
 
-def _robot(args: argparse.Namespace, kinds: list[str]) -> RobotSpec:
+def _robot(args: argparse.Namespace) -> RobotSpec:
     """Return the robot file of the output: the one given, else that of the environment or the store that is read."""
-    own = {s: envs.make(s.removeprefix(ENV)).robot for s, kind in zip(args.sources, kinds) if kind == "env"}
-    stores = [s for s, kind in zip(args.sources, kinds) if kind == "store"]
+    own = {s: envs.make(s.removeprefix(ENV)).robot for s in args.sources if s.startswith(ENV)}
+    stores = [s for s in args.sources if s not in own and (Path(s) / "store.yaml").is_file()]
     if not args.robot and len(own) + len(set(stores)) < len(set(args.sources)):
         raise ConfigError("--robot is missing: recordings don't say which joints and units they hold; give a robot file")
     if args.robot or own:

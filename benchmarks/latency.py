@@ -28,6 +28,7 @@ MIXTURE = {
     "coherent": ("--choice", "coherent", "--temperature", "0.7"),
     "committed": ("--choice", "committed", "--temperature", "0.7", "--sticky-margin", "3"),
 }
+OFTEN = {"committed, every 4": (*MIXTURE["committed"], "--replan-steps", "4")}
 DENOISER = {
     "drawn anew": (),
     "ensemble": ("--ensemble", "0.01"),
@@ -51,7 +52,7 @@ class Sweep:
 TASKS = {
     "avoiding": Sweep("avoiding", "avoiding_vdd", 240, (0, 2, 3, 6, 8), MIXTURE),
     "avoiding_teacher": Sweep("avoiding", "avoiding_teacher", 240, (0, 2, 3, 6, 8), DENOISER),
-    "pusht": Sweep("pusht", "pusht_fast_vdd", 50, (0, 1, 2, 3, 5), MIXTURE),
+    "pusht": Sweep("pusht", "pusht_fast_vdd", 50, (0, 1, 2, 3, 5), MIXTURE | OFTEN),
 }
 FIGURES = {
     "score_mean": "score",

@@ -139,7 +139,7 @@ def timing(args: argparse.Namespace) -> dict:
 
 def stack(args: argparse.Namespace) -> dict:
     """Return how late the commands of a real node were, while PushT was played, planned and recorded by three others."""
-    return {f"{rate} Hz": _played(rate, args.seconds) for rate in (100, 500)}
+    return {f"{rate} Hz": _played(rate, args.seconds) for rate in args.rates}
 
 
 def _played(rate: int, seconds: float) -> dict:
@@ -188,6 +188,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_executor"))
     parser.add_argument("--count", type=int, default=1_000_000, help="injected chunks")
     parser.add_argument("--seconds", type=float, default=60.0, help="timing of each rate")
+    parser.add_argument("--rates", type=int, nargs="+", default=[100, 500], help="stack: commands a second (default 100 500)")
     parser.add_argument("--priority", type=int, default=45, help="SCHED_FIFO priority, 0 for none")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -100,6 +100,7 @@ def test_a_priority_that_is_not_permitted_is_told_and_costs_nothing(monkeypatch)
 
 def test_the_thread_that_starts_it_has_one_priority_less_until_it_ends(monkeypatch):
     said, ran = [], threading.Event()
+    monkeypatch.setattr(os, "sched_getscheduler", lambda thread: os.SCHED_OTHER)
     monkeypatch.setattr(os, "sched_setscheduler", lambda thread, policy, given: said.append((thread, policy, given.sched_priority)))
     made = Pacer(1_000_000, ran.set, print, priority=45)
     made.start()
@@ -128,3 +129,12 @@ def test_work_that_wants_to_end_the_process_ends_the_thread_and_is_told():
     made = Pacer(1_000_000, leave, lambda error: (told.append(error), done.set()))
     made.start()
     assert done.wait(5) and made.stop(5) and isinstance(told[0], SystemExit)
+
+
+def test_a_thread_that_somebody_gave_another_scheduling_keeps_it(monkeypatch):
+    said, ran = [], threading.Event()
+    monkeypatch.setattr(os, "sched_getscheduler", lambda thread: os.SCHED_RR)
+    monkeypatch.setattr(os, "sched_setscheduler", lambda thread, policy, given: said.append(given.sched_priority))
+    made = Pacer(1_000_000, ran.set, print, priority=45)
+    made.start()
+    assert ran.wait(5) and made.stop(5) and said == [45]

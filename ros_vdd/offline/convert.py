@@ -17,7 +17,7 @@ from ros_vdd.offline.convert_sources import ENV, Options, Unit, find_units, kind
 from ros_vdd.offline.convert_work import Job, Result, convert_units
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
-HELP = "turn bags, LeRobotDatasets and replay buffers into an episode store, and a store into bags or a LeRobotDataset"
+HELP = "turn bags, LeRobotDatasets and replay buffers into an episode store, and back"
 SOME_REFUSED = 1
 SHOWN = 8
 """Warnings that are printed of one source; all of them stand in the episodes' meta."""

@@ -50,14 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--to-s", type=float, default=float("inf"), metavar="B", help="end B s after it")
     add("--step-s", type=float, metavar="S", help="time between two plans (default: the policy's n_action_steps)")
     add("--delay-ms", type=float, default=0.0, metavar="X", help="how long inference takes on the log's clock (default 0)")
-    add("--lock-step", action="store_true", help="the bag is of a lock-step simulation: equal stamps, no clock compared")
+    add("--lock-step", action="store_true", help="a lock-step simulation: equal stamps, no clocks")
     add("--settle-s", type=float, default=0.02, metavar="X", help="as of policy_node (default 0.02)")
     add("--max-skew-s", type=float, default=5.0, metavar="X", help="as of policy_node; 0 compares no clocks (default 5)")
     add("--max-error", metavar="X", help="exit with 1 above this mean error, in the action's unit or as 3%% of the ranges")
-    add("--max-dropped", type=float, metavar="SHARE", help="exit with 1 when a larger share of the plans is dropped")
+    add("--max-dropped", type=float, metavar="SHARE", help="exit with 1 when more plans are dropped")
     add("--recover", action="store_true", help="take what is readable of a damaged bag")
     add("--json", metavar="FILE", help="write the figures as JSON")
-    add("--plot", metavar="FILE", help="draw errors, and plans over recorded actions, as .png, .svg or .pdf")
+    add("--plot", metavar="FILE", help="draw errors and plans (.png, .svg, .pdf)")
     add("--no-progress", action="store_true", help="no progress bar")
 
 

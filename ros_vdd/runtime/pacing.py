@@ -55,7 +55,10 @@ class _Sharing:
     def lift(self, thread: int, priority: int) -> bool:
         """Give a thread real-time priority while a pacer runs; return whether it was possible."""
         with self._lock:
-            own = os.sched_getscheduler(thread) != os.SCHED_OTHER  # somebody else decided on it
+            try:
+                own = os.sched_getscheduler(thread) != os.SCHED_OTHER  # somebody else decided on it
+            except OSError:
+                return False  # that thread has ended
             if not self._raised[thread] and (own or priority < 1 or _prioritise(priority, thread)):
                 return False
             self._raised[thread] += 1
@@ -122,8 +125,9 @@ class Pacer:
 
     def _run(self) -> None:
         self.realtime = _prioritise(self._priority, threading.get_native_id())
-        lifted = self._priority > 0 and not self.realtime and _sharing.lift(self._starter, self._priority - 1)
+        lifted = False
         try:
+            lifted = self._priority > 0 and not self.realtime and _sharing.lift(self._starter, self._priority - 1)
             with _sharing:
                 self.pace()
         except BaseException as error:  # whatever it is: the robot must hear of it, and nothing more is commanded

@@ -378,13 +378,14 @@ class Rig:
             return ""
         self.judged += 1
         away = np.abs(position - self.arm.at(stamp_s + PERIOD_S)).max()
-        late_s, self._set = LOOKAHEAD_S if self._set else PERIOD_S, False  # how long a clock took to be set, no clock tells
+        late_s, unknown_s = (LOOKAHEAD_S, LOOKAHEAD_S) if self._set else (PERIOD_S, 0.0)  # how long setting took, no clock tells
+        self._set = False
         if away > 1.5 * FASTEST * late_s:  # a command may also come late by most of a period
             return f"{away:.4f} away from where the arm would be"
         if self._before is None or self.arm.rests(stamp_s):
             steep, span_s = np.abs(velocity).max(), PERIOD_S
         else:
-            steep, span_s = np.abs(velocity - self._before[1]).max(), max(stamp_s - self._before[0], 0.0) + PERIOD_S
+            steep, span_s = np.abs(velocity - self._before[1]).max(), max(stamp_s - self._before[0], 0.0) + PERIOD_S + unknown_s
         return f"velocity changes by {steep:.4f} in {span_s:.3f} s" if steep > STEEPEST * span_s + ROUNDING else ""
 
     def _last(self) -> str:

@@ -23,6 +23,7 @@ from ros_vdd.data.cdr import definition_text  # noqa: E402
 from ros_vdd.errors import DataError  # noqa: E402
 from ros_vdd.nodes import recorder_node  # noqa: E402
 from ros_vdd.nodes.messages import LATCHED_QOS  # noqa: E402
+from ros_vdd.runtime.recording_reply import Note  # noqa: E402
 from ros_vdd.streams.spec import load_robot  # noqa: E402
 
 TRIES = 400
@@ -251,6 +252,13 @@ def test_success_and_verdict_are_told_and_the_figures_are_in_the_diagnostics(rob
     assert {"recording", "queue_mb", "/joint_states.rate_hz", "/joint_states.lost", "/joint_states.age_s"} <= values.keys()
     custom = Bag.open(tmp_path / "push" / "episode_000000").custom_data
     assert (custom["ros_vdd.success"], custom["ros_vdd.verdict"]) == ("false", "reject") and custom["ros_vdd.revision"]
+
+
+def test_notes_of_every_level_are_told(robot, capfd):
+    robot.recorder.work.recorder.notes.extend(Note(level, f"a note of level {level}") for level in ("info", "warning", "error"))
+    robot.recorder.work._tick()
+    told = capfd.readouterr().err
+    assert all(f"[{word}]" in told for word in ("INFO", "WARN", "ERROR")) and told.count("a note of level") == 3
 
 
 def test_no_robot_file_is_refused():

@@ -25,7 +25,7 @@ from ros_vdd.nodes.recorder_topics import RecordedTopics
 from ros_vdd.nodes.transport import image_problem
 from ros_vdd.runtime.recording import EpisodeRecorder
 from ros_vdd.runtime.recording_options import RecordingOptions
-from ros_vdd.runtime.recording_reply import Reply, at_once
+from ros_vdd.runtime.recording_reply import Note, Reply, at_once
 from ros_vdd.runtime.revision import revision
 from ros_vdd.streams.spec import load_robot
 
@@ -118,8 +118,7 @@ class Recorder:
             self._pending.remove(done)
             done[1].set_result(None)
         while self.recorder.notes:
-            note = self.recorder.notes.popleft()
-            getattr(self._node.get_logger(), note.level)(note.text)
+            self._tell(self.recorder.notes.popleft())
         if self.recorder.error is not None:
             self._node.fail(self.recorder.error)
 
@@ -138,6 +137,15 @@ class Recorder:
             values[f"{topic}.age_s"] = "" if health.age_s is None else round(health.age_s, 4)
             values[f"{topic}.lost"] = health.lost
         self._node.status.diagnose(values, "; ".join(finding.text for finding in findings) or None)
+
+    def _tell(self, note: Note) -> None:
+        logger = self._node.get_logger()  # rclpy holds each line that logs to one severity, so there are three
+        if note.level == "error":
+            logger.error(note.text)
+        elif note.level == "warning":
+            logger.warning(note.text)
+        else:
+            logger.info(note.text)
 
     def _say(self, reply: Reply) -> None:
         if reply.success:

@@ -70,6 +70,30 @@ def test_converting_an_exported_bag_gives_equal_arrays(action_type, rate_hz, tmp
     assert (meta["task"], meta["warnings"], meta["refused"]) == ("push", [], {})
 
 
+@pytest.mark.parametrize("rate_hz, first_tick", [(28.57, 0), (30.0, 0), (30.0, 1), (30.0, 2)])
+def test_stamps_rounded_in_another_way_still_give_every_frame_its_own_pair(rate_hz, first_tick, tmp_path):
+    """Simulators count by whole periods; a segment's first tick was itself rounded: neither is k / rate from the first frame."""
+    spec = robot(rate_hz=rate_hz)
+    arrays = episode(spec)
+    if first_tick == 0:
+        arrays["stamp_ns"] = START + np.arange(7) * spec.dt_ns
+    else:
+        arrays["stamp_ns"] = START + np.rint(np.arange(first_tick, first_tick + 7) * 1e9 / rate_hz).astype(np.int64)
+    ((again, meta),) = episodes_from_bag(export(tmp_path, spec, arrays), bag_robot(spec))
+    for name in arrays.keys() - {"stamp_ns"}:
+        np.testing.assert_array_equal(again[name], arrays[name], err_msg=name)
+    assert np.abs(again["stamp_ns"] - arrays["stamp_ns"]).max() <= 2 and meta["refused"] == {}
+
+
+def test_stamps_of_a_stream_s_own_clock_are_kept(tmp_path):
+    spec = robot()
+    arrays = episode(spec)
+    arrays["stamp_ns"] = arrays["stamp_ns"] + np.array([0, 3, -2, 5, 0, -4, 1]) * spec.dt_ns // 50
+    ((again, _),) = episodes_from_bag(export(tmp_path, spec, arrays), bag_robot(spec), clock="images.top")
+    for name in arrays:
+        np.testing.assert_array_equal(again[name], arrays[name], err_msg=name)
+
+
 def test_actions_shown_by_a_leader_arm_are_exported_as_commands(tmp_path):
     action = {**to_plain(toy.SEEING)["action"], "source": {"topic": "joint_states", "type": "sensor_msgs/msg/JointState"}}
     spec = robot(action=action)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ros_vdd.config import dump_yaml, read_yaml
 from ros_vdd.data import cdr_message
 from ros_vdd.data.bag import ROBOT_KEY, TASK_KEY
 from ros_vdd.data.bag_metadata import METADATA, read_metadata
+from ros_vdd.data.bag_ticks import even_ticks
 from ros_vdd.data.bag_writer import PARTIAL, BagWriter
 from ros_vdd.data.episodes import Episode
 from ros_vdd.errors import DataError
@@ -28,6 +30,8 @@ from ros_vdd.streams.spec import ActionSource, RobotSpec, robot_from_mapping
 
 ROBOT = "robot.yaml"
 EARLIEST_NS = 1_000_000_000  # a stamp of zero means "never set"; episodes without a clock are moved to here
+EVER = 2**63 - 1
+EVEN = 1000  # stamps within period / EVEN of even ticks become those ticks, to the ns as the converter rounds them
 OWN = "ros_vdd."
 
 
@@ -114,6 +118,10 @@ class BagExport:
         robot, told = self._exported, None
         stamps = np.asarray(arrays["stamp_ns"])
         stamps = stamps + max(0, EARLIEST_NS - int(stamps[0]))
+        ticks = even_ticks(int(stamps[0]), EVER, robot.rate_hz)
+        even = np.fromiter((tick for tick, _ in islice(ticks, len(stamps))), np.int64)
+        if np.abs(stamps - even).max() <= robot.dt_ns // EVEN:
+            stamps = even
         columns = {key: arrays[key] for key in arrays if key in ("state", "action", "goal") or key.startswith("images.")}
         for k, stamp in enumerate(stamps.tolist()):
             if robot.goal and (told is None or (columns["goal"][k] != told).any()):

@@ -10,7 +10,7 @@ import pytest
 
 import toy
 from ros_vdd.config import to_plain
-from ros_vdd.data.episodes import EpisodeStore, EpisodeWriter
+from ros_vdd.data.episodes import LEFT_OUT, EpisodeStore, EpisodeWriter
 from ros_vdd.errors import DataError
 from ros_vdd.streams.spec import robot_from_mapping
 
@@ -45,6 +45,24 @@ def test_a_second_writer_appends(writer, arrays):
     writer.add(arrays, {})
     assert EpisodeWriter(writer.root, toy.SEEING).add(arrays, {}) == "episode_000001"
     assert EpisodeStore(writer.root).names == ["episode_000000", "episode_000001"]
+
+
+def test_an_episode_that_was_left_out_keeps_its_number_and_counts_as_converted(writer, arrays):
+    for source in "abc":
+        writer.add(arrays, {"source": source})
+    (writer.root / LEFT_OUT).mkdir()
+    (writer.root / "episode_000002").rename(writer.root / LEFT_OUT / "episode_000002")
+    again = EpisodeWriter(writer.root, toy.SEEING)
+    assert [meta["source"] for meta in again.metas()] == ["a", "b", "c"]
+    assert again.add(arrays, {"source": "d"}) == "episode_000003"
+    assert [episode.meta["source"] for episode in EpisodeStore(writer.root)] == ["a", "b", "d"]
+
+
+def test_an_episode_that_was_left_out_because_it_is_damaged_stops_nobody(writer, arrays):
+    writer.add(arrays, {"source": "a"})
+    (writer.root / LEFT_OUT / "episode_000001").mkdir(parents=True)
+    again = EpisodeWriter(writer.root, toy.SEEING)
+    assert [meta["source"] for meta in again.metas()] == ["a"] and again.add(arrays, {}) == "episode_000002"
 
 
 def test_a_writer_that_dies_leaves_no_half_episode(writer, arrays, monkeypatch):

@@ -8,6 +8,8 @@ import base64
 import hashlib
 import json
 import re
+import shlex
+import subprocess
 import xml.etree.ElementTree
 from html.parser import HTMLParser
 
@@ -18,13 +20,13 @@ from make_bags import SECOND, image, joint_state, trajectory, write_bag
 
 from ros_vdd.bundle import Manifest, write
 from ros_vdd.config import dump_yaml, to_plain
-from ros_vdd.data.episodes import EpisodeWriter
+from ros_vdd.data.episodes import LEFT_OUT, EpisodeWriter
 from ros_vdd.errors import ConfigError, DataError
 from ros_vdd.offline import inspect
 from ros_vdd.offline.inspect_bag import gaps
 from ros_vdd.offline.inspect_html import EMPTY, Markup, page, table, tag
 from ros_vdd.offline.inspect_numbers import clock, milliseconds, number, share, size, ticks
-from ros_vdd.offline.inspect_page_store import choose_full
+from ros_vdd.offline.inspect_page_store import choose_full, leave_out_command
 from ros_vdd.offline.inspect_pictures import spread, thumbnail
 from ros_vdd.offline.inspect_policy import read_tensor, tensor_heads
 from ros_vdd.offline.inspect_style import SCRIPT
@@ -211,6 +213,24 @@ def test_a_store_s_page_runs_nothing_of_a_file_and_shows_every_verdict(store, tm
     assert len([a for a in reader.all("article")]) == 13
     assert "mv " in reader.text and "episode_000012" in reader.text
     assert "verdict" in capsys.readouterr().out
+
+
+def test_the_command_that_leaves_out_works_twice_in_one_shell_with_a_relative_root(tmp_path):
+    root = shlex.quote("a <b> store")
+    for name in ("episode_000000", "episode_000001", "episode_000002"):
+        (tmp_path / "a <b> store" / name).mkdir(parents=True)
+    first, second = leave_out_command(root, ["episode_000000"]), leave_out_command(root, ["episode_000001", "episode_000002"])
+    subprocess.run(["sh", "-e", "-c", f"{first}\n{second}"], cwd=tmp_path, check=True)
+    assert sorted(p.name for p in (tmp_path / "a <b> store").iterdir()) == [LEFT_OUT]
+    assert len(list((tmp_path / "a <b> store" / LEFT_OUT).iterdir())) == 3
+    assert leave_out_command(root, []).startswith("#")
+
+
+def test_the_script_writes_the_command_that_the_page_begins_with(store, tmp_path):
+    (command,) = (a for a in inspected(store, tmp_path).all("pre") if a.get("id") == "command")
+    written = command["data-before"] + "episode_000012" + command["data-after"]
+    assert written == leave_out_command(shlex.quote(str(store)), ["episode_000012"])
+    assert 'command.dataset.before+names.join(" ")+command.dataset.after' in SCRIPT
 
 
 def test_the_size_of_a_page_is_bounded_and_the_rest_is_shown_on_request(store, tmp_path):

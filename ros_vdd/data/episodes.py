@@ -6,6 +6,7 @@
     STORE/episode_000000/images.top.npy  (N, H, W, 3) uint8      state.npy (N, S) float32     action.npy (N, A) float32
                          stamp_ns.npy    (N,) int64              age_ns.NAME.npy (N,) int64   extra.NAME.npy (N, ...)
                          goal.npy        (N, G) float32, of a robot with a goal
+    STORE/.left_out/episode_000000/      what a person moved there: read by nothing, converted no second time
 
 An episode appears by one rename, so a store is usable at every moment, also after a crash.
 """
@@ -16,6 +17,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from ros_vdd.errors import ConfigError, DataError, suggest
 from ros_vdd.streams.spec import RobotSpec
 
 FORMAT = "ros_vdd/episodes/1"
+LEFT_OUT = ".left_out"
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ class EpisodeWriter:
             self.root.mkdir(parents=True, exist_ok=True)
             text = dump_yaml({"format": FORMAT, "robot": robot})
             (self.root / "store.yaml").write_text(text, encoding="utf-8")
-        numbers = [int(p.name[8:]) for p in self.root.glob("episode_*") if p.name[8:].isdigit()]
+        folders = [*self.root.glob("episode_*"), *self._left_out()]
+        numbers = [int(p.name[8:]) for p in folders if p.name[8:].isdigit()]
         self._next = max(numbers, default=-1) + 1
 
     def add(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:
@@ -198,8 +202,14 @@ class EpisodeWriter:
         return name
 
     def metas(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the meta of each episode, in order."""
-        return (episode.meta for episode in EpisodeStore(self.root))
+        """Yield the meta of each episode, in order, then of those that were left out and can be read."""
+        yield from (episode.meta for episode in EpisodeStore(self.root))
+        for folder in self._left_out():
+            with suppress(DataError):  # a damaged one is converted again
+                yield Episode(folder).meta
 
     def finish(self) -> None:
         """Do nothing: a store is complete at every moment."""
+
+    def _left_out(self) -> list[Path]:
+        return sorted(p for p in (self.root / LEFT_OUT).glob("episode_*") if p.is_dir())

@@ -12,6 +12,7 @@ from ros_vdd.data.episode_quality_columns import Columns
 from ros_vdd.data.episode_quality_comparison import FEWEST, FIGURES, UNUSUAL, Figure
 from ros_vdd.data.episode_quality_survey import Review
 from ros_vdd.data.episode_quality_verdict import LEVELS
+from ros_vdd.data.episodes import LEFT_OUT
 from ros_vdd.offline import inspect_page as parts
 from ros_vdd.offline.inspect_html import Markup, table, tag
 from ros_vdd.offline.inspect_numbers import clock, number, share
@@ -161,14 +162,19 @@ def _leave_out(view: StoreView) -> Markup:
     names = [shlex.quote(r.name) for r in view.reviews if r.verdict == "drop"]
     lead = "Tick what to leave out, in the table or on a card; what is to be dropped is ticked. An episode is a folder,"
     lead += " and one that is moved away isn't read any more; moving it back undoes it."
-    return parts.section("Leave out", lead, tag("pre", leave_out_command(root, names), id="command", data_root=root))
+    before, after = _around_names(root)
+    pre = tag("pre", leave_out_command(root, names), id="command", data_before=before, data_after=after)
+    return parts.section("Leave out", lead, pre)
 
 
 def leave_out_command(root: str, names: list[str]) -> str:
     """Return the shell command that moves episodes out of a store; both are quoted for the shell."""
-    if not names:
-        return "# nothing is ticked"
-    return f"mkdir -p {root}/.left_out\ncd {root} && mv {' '.join(names)} .left_out/"
+    return " ".join(names).join(_around_names(root)) if names else "# nothing is ticked"
+
+
+def _around_names(root: str) -> tuple[str, str]:
+    """Return the command's text before and after the names; the subshell leaves a person where they were."""
+    return f"mkdir -p {root}/{LEFT_OUT}\n(cd {root} && mv ", f" {LEFT_OUT}/)"
 
 
 def _arrays(content: dict[str, Any]) -> Markup:

@@ -136,9 +136,9 @@ rows.sort(function(a,b){var x=of(a),y=of(b);if(x===""||y==="")return(x==="")-(y=
 rows.forEach(function(r){body.appendChild(r);});};});
 filter();
 var command=document.getElementById("command"),boxes=Array.from(document.querySelectorAll("input[data-name]"));
-function tell(){var root=command.dataset.root,names=[];
+function tell(){var names=[];
 boxes.forEach(function(b){if(b.checked&&table.contains(b))names.push(b.dataset.name);});
-var move="mkdir -p "+root+"/.left_out\\ncd "+root+" && mv "+names.join(" ")+" .left_out/";
+var move=command.dataset.before+names.join(" ")+command.dataset.after;
 command.textContent=names.length?move:"# nothing is ticked";}
 boxes.forEach(function(b){b.onchange=function(){
 boxes.forEach(function(o){if(o.dataset.name===b.dataset.name)o.checked=b.checked;});tell();};});

@@ -167,6 +167,31 @@ def test_a_store_becomes_a_lerobot_data_set_and_that_the_same_store(root):
     assert content(root / "set") == before
 
 
+@pytest.mark.parametrize("step, call, count", [("finish", 0, 4), ("_write_info", 0, 1), ("_write_info", 1, 1), ("_write_info", 2, 1)])
+def test_a_data_set_whose_writer_was_killed_is_completed_by_the_next_run(step, call, count, root, monkeypatch):
+    pytest.importorskip("pyarrow", reason="LeRobotDatasets need pyarrow")
+    pytest.importorskip("av", reason="LeRobotDatasets need PyAV")
+    from ros_vdd.data.lerobot_writer import LeRobotWriter
+
+    lossless = ("--format", "lerobot", "--video", "lossless")
+    convert(root, *lossless, sources=NAMES[:count], out="whole")
+    original, calls = getattr(LeRobotWriter, step), 0
+
+    def dying(self, *args):
+        nonlocal calls
+        calls += 1
+        if calls > call:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(LeRobotWriter, step, dying)
+    with pytest.raises(KeyboardInterrupt):
+        convert(root, *lossless, sources=NAMES[:count], out="set")
+    monkeypatch.undo()
+    convert(root, *lossless, sources=NAMES[:count], out="set")
+    assert content(root / "set") == content(root / "whole")
+
+
 def test_a_store_needs_no_robot_file(root):
     convert(root)
     assert cli.run(["convert", str(root / "store"), "--out", str(root / "copy"), "--no-progress"]) == 0

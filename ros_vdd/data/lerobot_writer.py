@@ -103,7 +103,7 @@ class LeRobotWriter:
         place = PLACE.format(chunk_index=chunk, file_index=file)
         tasks = self._task_numbers(episode, meta)
         features = self._features(episode)
-        if (self.root / INFO).is_file():
+        if self._rows:
             _require_equal(read_json(self.root / INFO)["features"], features, self.root)
         values = {name: episode[name][:] for name in _vectors(episode)}
         frame = np.arange(episode.length)
@@ -132,6 +132,8 @@ class LeRobotWriter:
         }  # the same columns in every file
         _write_table(self.root / f"data/{place}.parquet", _table(columns))
         _write_table(self.root / "meta/tasks.parquet", _tasks_table(self._tasks))
+        if not self._rows:
+            self._write_info(features)  # a row never stands without a description to read it by
         _write_table(self.root / f"meta/episodes/{place}.parquet", _rows_table([row]))
         self._rows.append(row)
         self._write_info(features)
@@ -213,7 +215,7 @@ class LeRobotWriter:
             "codebase_version": "v3.0",
             "robot_type": self.robot.name,
             "total_episodes": count,
-            "total_frames": self._rows[-1]["dataset_to_index"],
+            "total_frames": self._rows[-1]["dataset_to_index"] if self._rows else 0,
             "total_tasks": len(self._tasks),
             "chunks_size": CHUNK,
             "data_files_size_in_mb": 100,

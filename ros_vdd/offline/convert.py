@@ -104,8 +104,9 @@ def _convert(args: argparse.Namespace, job: Job, units: list[Unit], refused: lis
         if result.refused is not None:
             if not args.keep_going:
                 bar.close()
-                if output and episodes:
+                if output:
                     output.finish()
+                if episodes:
                     raise DataError(
                         f"{result.refused} ({episodes} episodes before it are in '{args.out}'; --keep-going goes on after it)"
                     )
@@ -124,8 +125,8 @@ def _convert(args: argparse.Namespace, job: Job, units: list[Unit], refused: lis
             output.take(folder, **last)
         episodes, frames = episodes + len(result.folders), frames + result.frames
     bar.close()
-    if output and episodes:
-        output.finish()
+    if output:
+        output.finish()  # also where no episode was added: the run that added them may have been killed before
     for line, count in skipped.items():
         print(f"skipped {line}" + f", {count} times" * (count > 1))
     for line in refused:

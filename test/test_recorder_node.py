@@ -182,7 +182,7 @@ def test_topics_by_pattern_are_recorded_as_their_publishers_offer_them(tmp_path)
         hear(robot, 5)
         assert robot.call("start_episode").success
         buttons.publish(Joy(buttons=[1, 0]))
-        robot.spin_until(lambda: robot.received() == 1)
+        robot.spin_until(lambda: robot.received() == 2)
         assert robot.call("stop_episode").success
     finally:
         robot.close()
@@ -194,6 +194,8 @@ def test_topics_by_pattern_are_recorded_as_their_publishers_offer_them(tmp_path)
         assert offered["/joint_states"] == [("RELIABLE", "VOLATILE")] and "/other/buttons" not in offered
         ((connection, _, raw),) = reader.messages([c for c in reader.connections if c.topic == "/tools/buttons"])
         assert list(reader.deserialize(raw, connection.msgtype).buttons) == [1, 0]
+        ((connection, _, raw),) = reader.messages([c for c in reader.connections if c.topic == "/told"])
+        assert reader.deserialize(raw, connection.msgtype).data == "once"  # before the start, and latched
 
 
 def test_a_type_whose_definition_is_not_known_refuses_the_start_by_name(tmp_path, monkeypatch):

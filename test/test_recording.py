@@ -232,6 +232,45 @@ def test_every_episode_begins_with_the_goal_that_was_latched(told, tmp_path, clo
     assert first.topic == "/goal"  # before the message of the same time: the goal counts for it
 
 
+def offered(durability):
+    return [{"durability": durability}]
+
+
+def heard_of(folder, topic="/tf_static"):
+    return [(m.log_time_ns, m.message.data) for m in Bag.open(folder).messages([topic])]
+
+
+def test_every_episode_begins_with_the_newest_message_of_each_publisher_of_a_latched_extra_topic(recorder, tmp_path):
+    recorder.offer("/tf_static", 2 * offered("transient_local"))
+    recorder.add_topic("/tf_static", "std_msgs/msg/String")
+    for data, publisher in (("camera", b"c"), ("old arm", b"a"), ("arm", b"a")):
+        recorder.receive("/tf_static", 1, serialize(text(data)), 1, publisher)
+    demonstrate(recorder, 0)
+    recorder.receive("/joint_states", 1000, DATA)
+    recorder.receive("/tf_static", 1001, serialize(text("new camera")), 2, b"c")
+    ask(recorder.stop())
+    demonstrate(recorder, 0)
+    recorder.receive("/tf_static", 2000, serialize(text("moved arm")), 3, b"a")
+    ask(recorder.stop())
+    assert heard_of(tmp_path / "push" / "episode_000000") == [(1000, "camera"), (1000, "arm"), (1001, "new camera")]
+    assert heard_of(tmp_path / "push" / "episode_000001") == [(2000, "arm"), (2000, "new camera"), (2000, "moved arm")]
+
+
+def test_only_extra_topics_that_are_latched_by_all_publishers_open_an_episode(recorder, tmp_path):
+    recorder.offer("/joint_states", offered("transient_local"))  # of the robot: an old command would be an action
+    recorder.offer("/told", offered("transient_local"))
+    recorder.add_topic("/told", "std_msgs/msg/String")
+    recorder.receive("/told", 1, serialize(text("x")))
+    recorder.offer("/told", [])  # its publisher is gone: what it said holds
+    demonstrate(recorder)
+    ask(recorder.stop())
+    recorder.offer("/told", [*offered("transient_local"), *offered("volatile")])
+    demonstrate(recorder)
+    ask(recorder.stop())
+    counts = [{t: i.count for t, i in Bag.open(tmp_path / "push" / f"episode_{n:06d}").topics.items()} for n in (0, 1)]
+    assert [(c["/told"], c["/joint_states"]) for c in counts] == [(1, 3), (0, 3)]
+
+
 def test_a_goal_that_comes_first_takes_the_place_of_the_latched_one(told, tmp_path):
     told.receive("/goal", 1, serialize(text("push")))
     demonstrate(told, 0)

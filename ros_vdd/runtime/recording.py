@@ -18,6 +18,7 @@ from ros_vdd.data.cdr import definition_text
 from ros_vdd.data.cdr_header import has_header, header_stamp_ns
 from ros_vdd.errors import DataError, RosVddError
 from ros_vdd.runtime.recording_gate import StartGate
+from ros_vdd.runtime.recording_latched import Latched
 from ros_vdd.runtime.recording_live import LiveCheck
 from ros_vdd.runtime.recording_loss import SequenceGaps
 from ros_vdd.runtime.recording_options import RecordingOptions
@@ -82,11 +83,11 @@ class EpisodeRecorder:
         about = {ROBOT_KEY: dump_yaml(robot), TASK_KEY: task, OPERATOR_KEY: operator, REVISION_KEY: revision}
         self._custom_data = {key: text for key, text in about.items() if text}
         self._robot, self._clock, self._options, self._free = robot, clock, options, free
-        self._latched = frozenset(latched)
-        self.gate = StartGate(list(required), self._latched, clock, options.silent_after_s)
+        latched = frozenset(latched)
+        self._latched, self._of_robot = Latched(latched), frozenset(topics)
+        self.gate = StartGate(list(required), latched, clock, options.silent_after_s)
         self.live = LiveCheck(robot, clock())
         self._gaps, self._ring = SequenceGaps(), Ring(options.pre_roll_s, options.pre_roll_mb * 1e6)
-        self._newest: dict[str, bytes] = {}  # of each latched topic, the message in force before what the ring holds
         self._qos: dict[str, Sequence[Qos]] = {}
         self._take: Take | None = None
         self._ended = ""  # why the last episode ended by itself, until the operator was told
@@ -121,8 +122,13 @@ class EpisodeRecorder:
             self._queue.submit(partial(self._take.add_topic, topic, type_name, self._qos.get(topic, ())))
 
     def offer(self, topic: str, qos: Sequence[Qos]) -> None:
-        """Take note of what the publishers of a topic offer; it is written into the bags that begin from now on."""
+        """Take note of what the publishers of a topic offer; it is written into the bags that begin from now on.
+
+        Of a topic beside the robot's whose publishers are all transient local, episodes begin with the newest message of each.
+        """
         self._qos[topic] = tuple(qos)
+        if topic not in self._of_robot:
+            self._latched.offer(topic, qos)
 
     def receive(self, topic: str, log_time_ns: int, data: bytes, sequence: int | None = None, publisher: bytes = b"") -> None:
         """Take one message as it came; it is written while an episode is being recorded.
@@ -139,13 +145,13 @@ class EpisodeRecorder:
         self.gate.hear(topic, now_ns)
         stamp_ns = header_stamp_ns(data) if has_header(self.topics[topic]) else None
         self.live.hear(topic, now_ns, None if stamp_ns is None else log_time_ns - stamp_ns, missing)
-        message = Received(topic, log_time_ns, data, sequence or 0, missing, now_ns)
+        message = Received(topic, log_time_ns, data, sequence or 0, missing, now_ns, publisher)
         take = self._take
         if take is not None and take.goes_on:
             self._hand_over(take, message)
         else:
             for gone in self._ring.push(message):
-                self._remember(gone)
+                self._latched.hear(gone)
 
     def lose(self, topic: str, count: int) -> None:
         """Count messages of which the middleware says that they are lost; not where it numbers them."""
@@ -160,12 +166,12 @@ class EpisodeRecorder:
         if problems := self.gate.problems(self.topics):
             return at_once(Reply(False, f"not started: {'; '.join(problems)}"))
         before = self._ring.take(self._clock())
-        take = Take(self._open_bag, self._robot, dict(self.topics), dict(self._newest), before, on_failure=self._failed)
+        take = Take(self._open_bag, self._robot, dict(self.topics), self._latched.opening(), before, on_failure=self._failed)
         seen: set[str] = set()
         for message in before:
             take.losses.add("dds", message.topic, message.missing if message.topic in seen else 0)
             seen.add(message.topic)
-            self._remember(message)
+            self._latched.hear(message)
         self._take, self._ended = take, ""
         return self._queue.submit(partial(self._begin, take))
 
@@ -211,11 +217,7 @@ class EpisodeRecorder:
         if not self._queue.put(message.topic, len(message.data), write):
             take.losses.add("queue", message.topic)
             self.live.lose(message.topic)
-        self._remember(message)
-
-    def _remember(self, message: Received) -> None:
-        if message.topic in self._latched:
-            self._newest[message.topic] = message.data
+        self._latched.hear(message)
 
     # From here on: in the writing thread.
 

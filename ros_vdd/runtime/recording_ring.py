@@ -16,6 +16,7 @@ class Received(NamedTuple):
     sequence: int  # at its publisher, 0 where that isn't known
     missing: int  # messages of that publisher that never came before it
     heard_ns: int  # steady time
+    publisher: bytes = b""  # which one it is, b"" where that isn't known
 
 
 class Ring:

@@ -14,6 +14,7 @@ from ros_vdd.data.bag_recovery import recover
 from ros_vdd.data.bag_writer import BagWriter, Qos
 from ros_vdd.data.cdr_header import has_header, header_stamp_ns
 from ros_vdd.errors import DataError
+from ros_vdd.runtime.recording_latched import Opening
 from ros_vdd.runtime.recording_loss import Losses
 from ros_vdd.runtime.recording_meter import TopicMeter
 from ros_vdd.runtime.recording_ring import Received
@@ -22,7 +23,6 @@ from ros_vdd.streams.spec import RobotSpec
 
 VERDICT_KEY, REASONS_KEY, SUCCESS_KEY = "ros_vdd.verdict", "ros_vdd.reasons", "ros_vdd.success"
 LOST_KEY, CAUSES_KEY = "ros_vdd.lost", "ros_vdd.lost_by_cause"
-Opening = Mapping[str, bytes]
 
 
 @dataclass
@@ -108,8 +108,9 @@ class Take:
             self.losses.add("disk", topic)
             return
         opening, self.opening = self.opening, {}
-        for name in opening.keys() - {topic}:
-            self._append(name, log_time_ns, opening[name], 0)
+        for (name, publisher), latched in opening.items():
+            if (name, publisher) != (topic, b""):  # else this message takes its place
+                self._append(name, log_time_ns, latched, 0)
         self._append(topic, log_time_ns, data, sequence)
 
     def flush_if_due(self) -> None:

@@ -125,6 +125,18 @@ def test_a_flipped_bit_loses_its_own_chunk_and_no_other(tmp_path):
         assert numbers(recover(partial, "damaged").folder) == expected, position
 
 
+def test_a_file_that_is_damaged_and_cut_has_no_damage_left_inside_of_it(tmp_path):
+    partial = record(tmp_path / "e")
+    path = partial / "e_0.mcap"
+    chunks = [r for r in scan(path) if not isinstance(r, Damage) and r.opcode == 6]
+    broken = bytearray(path.read_bytes()[: chunks[-1].end - 5])
+    broken[chunks[1].start + 100] ^= 1
+    path.write_bytes(broken)
+    folder = recover(partial, "damaged").folder
+    assert not [found for found in scan(folder / "e_0.mcap") if isinstance(found, Damage)]
+    assert numbers(folder) == [*range(11), *range(21, 31)] and Bag.open(folder).warnings == []
+
+
 def test_an_unfinished_recording_that_is_being_written_is_left_alone(tmp_path):
     writer = BagWriter(tmp_path / "e", TOPICS, {}, Clock())
     assert list(unfinished(tmp_path)) == []

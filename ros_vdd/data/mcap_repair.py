@@ -81,7 +81,7 @@ def repair(path: Path) -> Repaired:
     """
     contents = _read(path)
     lost = sum(min(d.end, path.stat().st_size) - d.start for d in contents.damage)
-    if contents.damage and contents.damage[-1].start < contents.end or not _begins_well(path):
+    if contents.damage and contents.damage[0].start < contents.end or not _begins_well(path):
         _rewrite(path, contents)
     elif contents.damage or not contents.ends or not _has_index(path):
         _complete(path, contents)

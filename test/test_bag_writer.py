@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recording is complete or called .partial, opens with other readers, and loses little when it is cut off."""
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 from make_bags import SECOND, STORE, joint_state, serialize, text
@@ -10,7 +12,7 @@ from rosbags.highlevel import AnyReader
 
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_metadata import amend_custom_data, read_metadata
-from ros_vdd.data.bag_writer import BagWriter
+from ros_vdd.data.bag_writer import BagWriter, lock_folder
 from ros_vdd.data.mcap_writer import McapWriter
 from ros_vdd.errors import DataError
 
@@ -102,6 +104,29 @@ def test_nothing_is_overwritten(writer, clock, tmp_path):
     writer.close()
     with pytest.raises(DataError, match="never overwritten"):
         BagWriter(writer.folder, TOPICS, {}, clock)
+
+
+def test_a_disk_that_refuses_the_first_bytes_keeps_no_folder(tmp_path, clock, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    locks = []
+    monkeypatch.setattr("ros_vdd.data.bag_writer.lock_folder", lambda folder: locks.append(lock_folder(folder)) or locks[-1])
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        BagWriter(tmp_path / "bag", TOPICS, {}, clock)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(locks[0])
+
+
+def test_what_is_abandoned_on_a_disk_that_can_only_be_read_is_not_locked(writer, clock, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    writer.abandon()
+    os.close(lock_folder(writer.partial))
 
 
 def test_an_unknown_type_is_refused_before_anything_is_written(tmp_path, clock):

@@ -369,6 +369,18 @@ def test_the_last_seconds_before_the_start_are_in_the_episode_and_in_no_other(tm
     assert times == [[150, 160, 170, 180, 190, 200], [210]]
 
 
+def test_start_is_answered_by_a_failure_where_the_disk_refuses_the_pre_roll(tmp_path, clock, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    recorder = make(tmp_path, clock, pre_roll_s=1.0)
+    take(recorder, range(3))
+    monkeypatch.setattr("ros_vdd.data.mcap_writer.McapWriter.write", full)
+    reply = ask(recorder.start())
+    assert not reply.success and reply.message.startswith("not started: a write error ended it: [Errno 28] No space left")
+    assert not recorder.recording
+
+
 def test_an_episode_with_a_pre_roll_begins_with_the_goal_in_force_then(tmp_path, clock):
     topics = {"/goal": "std_msgs/msg/String", **TOPICS}
     recorder = make(tmp_path, clock, topics, ["/goal"], latched=["/goal"], pre_roll_s=0.1)

@@ -8,8 +8,10 @@ NAME.partial until it is complete, and becomes NAME by one rename. While it is b
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,12 +75,17 @@ class BagWriter:
         self._clock, self._chunk_ns, self._fsync_ns = clock, round(chunk_s * 1e9), round(fsync_s * 1e9)
         self._custom_data, self._ros_distro = dict(custom_data), ros_distro
         self._split_bytes, self._split_ns = split_bytes, None if split_s is None else round(split_s * 1e9)
-        self.partial.mkdir()
-        self._lock = lock_folder(self.partial)
-        self._syncer = Syncer(sync_beside)
         self._done: list[McapWriter] = []
         self._reserved = self._chunks = 0
-        self._file = self._open()
+        self.partial.mkdir()
+        self._lock = lock_folder(self.partial)
+        try:
+            self._file = self._open()
+        except BaseException:
+            shutil.rmtree(self.partial, ignore_errors=True)  # it holds nothing that could be recovered
+            os.close(self._lock)
+            raise
+        self._syncer = Syncer(sync_beside)
         self._chunk_closed_ns = self._synced_ns = clock()
 
     @property
@@ -145,7 +152,8 @@ class BagWriter:
         """Let go after a failed write; what was written stays in the .partial folder, for `bag_recovery.recover`."""
         self._syncer.close()
         self._file.abandon()
-        self.release_reserve()
+        with contextlib.suppress(OSError):  # a disk that can only be read: the recovery tries again
+            self.release_reserve()
         os.close(self._lock)
 
     def release_reserve(self) -> None:

@@ -223,10 +223,13 @@ class EpisodeRecorder:
 
     def _begin(self, take: Take) -> Reply:
         try:
-            return Reply(True, f"recording {take.open()}")
+            folder = take.open()
         except (OSError, RosVddError) as error:
             take.ended = take.ended or str(error)
             return Reply(False, f"not started: {error}")
+        if take.ended:  # while what came before the start was being written
+            return Reply(False, f"not started: {take.ended}")
+        return Reply(True, f"recording {folder}")
 
     def _open_bag(self, topics: Mapping[str, str]) -> BagWriter:
         folder = self._shelf.next_folder()

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from ros_vdd.data.bag_convert import episodes_from_bag
 from ros_vdd.data.episodes import EpisodeStore
 from ros_vdd.errors import ConfigError, DataError
 from ros_vdd.offline import convert_work
+from ros_vdd.offline.convert_staging import staging_path
 
 NAMES = ("first", "second", "third", "fourth")
 
@@ -103,6 +106,51 @@ def test_a_killed_run_s_staged_episodes_never_count(root, monkeypatch):
     assert len(EpisodeStore(root / "store")) == 5 and not (root / ".store.staging").exists()
 
 
+@pytest.mark.parametrize("form", ["store", "rosbag2"])
+def test_the_folder_one_stands_in_can_be_written(form, root, monkeypatch):
+    convert(root, "--format", form, sources=NAMES[:1])
+    (root / "here").mkdir()
+    monkeypatch.chdir(root / "here")
+    arguments = ["convert", str(root / "first"), "--robot", str(root / "robot.yaml"), "--format", form, "--out", "."]
+    assert cli.run([*arguments, "--no-progress"]) == 0
+    assert sorted(os.listdir()) == sorted(os.listdir(root / "store"))
+
+
+@pytest.mark.parametrize("form", ["store", "lerobot", "rosbag2"])
+def test_onto_a_mount_point_nothing_is_moved_from_another_file_system(form, root, monkeypatch):
+    if form == "lerobot":
+        pytest.importorskip("pyarrow", reason="LeRobotDatasets need pyarrow")
+        pytest.importorskip("av", reason="LeRobotDatasets need PyAV")
+    store, replace = root / "store", os.replace
+
+    def within(source, target):
+        if store.resolve() not in Path(source).resolve().parents:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    store.mkdir()
+    (store / ".store.staging").mkdir()  # left by a run that was killed
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == store.resolve())
+    monkeypatch.setattr(os, "replace", within)
+    convert(root, "--format", form, sources=NAMES[:2])
+    convert(root, "--format", form, sources=NAMES[:3])
+    assert not (store / ".store.staging").exists() and not (root / ".store.staging").exists()
+    assert len(list(store.glob("episode_*" if form != "lerobot" else "data/*/*.parquet"))) == 4
+
+
+def test_where_beside_it_nothing_may_be_written_episodes_wait_within(root, monkeypatch):
+    (root / "store").mkdir()
+    assert staging_path(root / "store") == root / ".store.staging"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != root)
+    assert staging_path(root / "store") == root / "store" / ".store.staging"
+
+
+def test_a_file_is_no_folder_to_write_to(root):
+    (root / "store").touch()
+    with pytest.raises(DataError, match="store' exists and is no episode store; choose another --out"):
+        convert(root)
+
+
 def test_a_refused_bag_ends_the_run_or_is_told_at_its_end(root, capsys):
     (root / "second" / "second.mcap").write_bytes(b"no mcap at all")
     with pytest.raises(DataError, match=r"second.mcap' is not an MCAP file \(1 episodes before it are in .*--keep-going goes on"):
@@ -167,7 +215,9 @@ def test_a_store_becomes_a_lerobot_data_set_and_that_the_same_store(root):
     assert content(root / "set") == before
 
 
-@pytest.mark.parametrize("step, call, count", [("finish", 0, 4), ("_write_info", 0, 1), ("_write_info", 1, 1), ("_write_info", 2, 1)])
+@pytest.mark.parametrize(
+    "step, call, count", [("finish", 0, 4), ("_write_info", 0, 1), ("_write_info", 1, 1), ("_write_info", 2, 1)]
+)
 def test_a_data_set_whose_writer_was_killed_is_completed_by_the_next_run(step, call, count, root, monkeypatch):
     pytest.importorskip("pyarrow", reason="LeRobotDatasets need pyarrow")
     pytest.importorskip("av", reason="LeRobotDatasets need PyAV")

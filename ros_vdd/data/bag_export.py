@@ -68,10 +68,10 @@ class BagExport:
         if (self.root / ROBOT).is_file():
             if differences := robot_from_mapping(read_yaml(self.root / ROBOT)).difference(self._exported):
                 raise DataError(f"the bags in '{self.root}' are of another robot file: {'; '.join(differences)}")
-        elif self.root.is_file() or self.root.exists() and any(self.root.iterdir()):
+        elif self.root.is_file() or self.root.exists() and any(p.name[0] != "." for p in self.root.iterdir()):
             raise DataError(f"'{self.root}' exists and holds no bags of ours; choose another --out")
         else:
-            self.root.mkdir(parents=True)
+            self.root.mkdir(parents=True, exist_ok=True)
             (self.root / ROBOT).write_text(dump_yaml(self._exported), encoding="utf-8")
         for partial in self.root.glob(f"episode_*{PARTIAL}"):
             shutil.rmtree(partial)  # left by a writer that died; its episode is written again

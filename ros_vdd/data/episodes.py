@@ -165,7 +165,7 @@ class EpisodeWriter:
             differences = EpisodeStore(self.root).robot.difference(robot)
             if differences:
                 raise DataError(f"store '{self.root}' was made for another robot file: {'; '.join(differences)}")
-        elif self.root.is_file() or self.root.exists() and any(self.root.iterdir()):
+        elif self.root.is_file() or self.root.exists() and any(p.name[0] != "." for p in self.root.iterdir()):
             raise DataError(f"'{self.root}' exists and is no episode store; choose another --out")
         else:
             self.root.mkdir(parents=True, exist_ok=True)

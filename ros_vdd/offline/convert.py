@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from ros_vdd import envs
 from ros_vdd.errors import ConfigError, DataError
 from ros_vdd.offline.convert_outputs import FORMATS, Output, open_output
 from ros_vdd.offline.convert_sources import ENV, Options, Unit, find_units, kind_of
+from ros_vdd.offline.convert_staging import staging_folder
 from ros_vdd.offline.convert_work import Job, Result, convert_units
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
@@ -77,17 +77,15 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if any(kind == "store" and Path(s).resolve() == out.resolve() for s, kind in zip(args.sources, kinds)):
         raise DataError(f"'{out}' is a source; choose another --out")
-    output = open_output(args.format, out, robot, args.video) if out.exists() and any(out.iterdir()) else None
+    output = open_output(args.format, out, robot, args.video) if _is_begun(out) else None
     units, refused = _units(args, robot, options)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-    staging.mkdir()
-    try:
+    with staging_folder(out) as staging:
         job = Job(robot, options, args.format, args.video, staging, _done(output.metas() if output else ()))
         return _convert(args, job, units, refused, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_begun(out: Path) -> bool:
+    return out.is_file() or out.is_dir() and any(p.name[0] != "." for p in out.iterdir())
 
 
 def _convert(args: argparse.Namespace, job: Job, units: list[Unit], refused: list[str], output: Output | None) -> int:

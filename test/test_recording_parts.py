@@ -44,6 +44,22 @@ def test_a_job_waits_for_no_disk_and_keeps_the_order():
     assert queue.submit(lambda: 3).result(timeout=1) == 3  # after the end it is done at once
 
 
+def test_idle_is_called_also_while_something_always_waits():
+    idled, over = threading.Event(), threading.Event()
+    queue = WriteQueue(100, idle=idled.set, period_s=0.001)
+
+    def again():
+        if not over.is_set():
+            queue.put("/a", 1, again)
+
+    again()
+    idled.clear()
+    seen = idled.wait(timeout=5)
+    over.set()
+    queue.close()
+    assert seen
+
+
 def test_what_a_job_raises_is_told_to_who_asked_and_a_message_s_error_to_the_owner():
     queue = WriteQueue(100, threaded=False)
     queue.put("/a", 1, lambda: 1 / 0)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -71,9 +73,10 @@ class WriteQueue:
             self.drain()
         return future
 
-    def drain(self) -> None:
-        """Do what waits, in the calling thread."""
-        while self._waiting:
+    def drain(self, seconds: float = math.inf) -> None:
+        """Do what waits, in the calling thread; begin nothing more after so many seconds."""
+        end_s = time.monotonic() + seconds
+        while self._waiting and time.monotonic() < end_s:
             topic, size, action = self._waiting.popleft()
             self._try(action)
             with self._changed:
@@ -93,7 +96,7 @@ class WriteQueue:
             with self._changed:
                 if not self._waiting:
                     self._changed.wait(self._period_s)
-            self.drain()
+            self.drain(self._period_s)  # where messages come faster than they are written, something always waits
             self._try(self._idle)
 
     def _try(self, action: Callable[[], Any]) -> None:

@@ -201,6 +201,25 @@ def test_what_lay_in_memory_when_the_disk_refused_is_counted_as_lost_to_it(recor
     assert Bag.open(tmp_path / "push" / "episode_000000").topics["/joint_states"].count == 3
 
 
+def test_discard_and_mark_never_hit_the_episode_before_one_that_could_not_be_completed(recorder, tmp_path, clock, monkeypatch):
+    demonstrate(recorder)
+    ask(recorder.stop())
+    demonstrate(recorder)
+    recorder.settle()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ros_vdd.data.mcap_writer.McapWriter.sync", full)
+    monkeypatch.setattr("ros_vdd.runtime.recording_take.recover", full)
+    clock.now_ns += 2 * SECOND
+    recorder.settle()
+    assert "Nor could it be completed" in recorder.notes[-1].text
+    assert ask(recorder.discard()) == (False, "no finished episode to discard")
+    assert ask(recorder.mark_success(False)) == (False, "no finished episode to mark")
+    assert "ros_vdd.success" not in custom(tmp_path)
+
+
 @pytest.mark.parametrize("task", ["../up", "a/b", "", "a b", ".hidden"])
 def test_a_task_that_leaves_the_folder_is_refused(tmp_path, clock, task):
     with pytest.raises(DataError, match="folder name"):
@@ -321,7 +340,7 @@ def test_the_verdict_is_said_and_stored_with_its_reasons(tmp_path, clock):
 
 
 def test_success_is_marked_while_recording_and_afterwards(recorder, tmp_path):
-    assert ask(recorder.mark_success(True)) == (False, "no episode to mark since the recorder started")
+    assert ask(recorder.mark_success(True)) == (False, "no finished episode to mark")
     demonstrate(recorder)
     assert ask(recorder.mark_success(True)).success
     ask(recorder.stop())

@@ -275,6 +275,7 @@ class EpisodeRecorder:
             done = take.salvage(self._options.ros_distro)
         except (OSError, RosVddError) as error:
             where = take.bag.partial if take.bag else self._shelf.folder
+            self._shelf.last = None  # discard and mark meant this one; they must not hit the one before
             text = f"{_name(take)} ended: {take.ended}. Nor could it be completed ({error}); what was written lies in {where}"
         else:
             self._shelf.last = done.folder

@@ -53,7 +53,7 @@ class Shelf:
     def discard(self) -> Reply:
         """Move the last finished episode to the trash."""
         if self.last is None:
-            return Reply(False, "nothing to discard since the recorder started")
+            return Reply(False, "no finished episode to discard")
         target = self._trash / self.last.name
         try:
             self.last.rename(target)
@@ -78,7 +78,7 @@ class Shelf:
     def mark(self, success: bool) -> Reply:
         """Write into the last finished episode whether it did what it was to do."""
         if self.last is None:
-            return Reply(False, "no episode to mark since the recorder started")
+            return Reply(False, "no finished episode to mark")
         try:
             amend_custom_data(self.last, {SUCCESS_KEY: str(success).lower()})
         except (OSError, RosVddError) as error:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import toy  # noqa: E402
 from make_lerobot import CAMERA, LENGTHS, TASKS, pictures, write_lerobot, write_video  # noqa: E402
 from ros_vdd.config import to_plain  # noqa: E402
+from ros_vdd.data.episode_check import check_episode  # noqa: E402
 from ros_vdd.data.lerobot import LeRobotReader, episodes_from_lerobot, is_lerobot  # noqa: E402
 from ros_vdd.errors import DataError  # noqa: E402
 from ros_vdd.streams.image_codec import decode_image  # noqa: E402
@@ -307,6 +308,22 @@ def test_columns_that_a_store_can_not_hold_are_left_out_and_told(tmp_path):
         "left out: column 'next.reward' holds NaN or infinity",
         "left out: column 'note' holds string; expected numbers",
     ]
+
+
+def test_columns_of_any_name_become_arrays_that_a_store_takes_and_two_of_one_name_are_told(tmp_path):
+    def named(columns):
+        for number, name in enumerate(("observation.gripper-force", "joint torque", "extra.left arm", "a.b", "a_b", "größe")):
+            columns[name] = np.full(len(columns["index"]), float(number))
+
+    write_lerobot(tmp_path / "set", change=named)
+    (arrays, meta), *_ = read(tmp_path / "set")
+    found = {name: array[0] for name, array in arrays.items() if name.startswith("extra.") and "observation_state" not in name}
+    reward = found.pop("extra.next_reward")
+    assert found == {
+        "extra.observation_gripper_force": 0, "extra.joint_torque": 1, "extra.left_arm": 2, "extra.a_b": 3, "extra.gr__e": 5,
+    }  # fmt: skip
+    assert np.isfinite(reward) and check_episode(toy.SEEING, arrays) == LENGTHS[0]
+    assert meta["warnings"] == ["left out: column 'a_b' would be 'extra.a_b', which another column is already"]
 
 
 @pytest.mark.parametrize(

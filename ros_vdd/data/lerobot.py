@@ -12,6 +12,7 @@ the row's time; counting alone would put every picture behind a dropped frame be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -218,7 +219,10 @@ class LeRobotReader:
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 warnings.append(f"left out: column '{name}' holds NaN or infinity")
                 continue
-            kept = name if name.startswith(("extra.", "age_ns.")) else f"extra.{name.replace('.', '_')}"
+            kept = _array_name(name)
+            if kept in extras:
+                warnings.append(f"left out: column '{name}' would be '{kept}', which another column is already")
+                continue
             extras[kept] = values
         return extras
 
@@ -232,6 +236,14 @@ def _stride(info: LeRobotInfo, robot: RobotSpec) -> int:
             "same rate or a whole multiple of it. Change rate_hz: nothing is resampled here"
         )
     return round(ratio)
+
+
+def _array_name(column_name: str) -> str:
+    """Return the array's name: letters, digits and _ after the prefix, which our own columns have already."""
+    prefix, dot, rest = column_name.partition(".")
+    if not dot or prefix not in ("extra", "age_ns"):
+        prefix, rest = "extra", column_name
+    return f"{prefix}.{re.sub('[^A-Za-z0-9_]', '_', rest) or '_'}"
 
 
 def _column(table, name: str, where: str) -> np.ndarray:

@@ -152,6 +152,14 @@ def test_the_offset_is_what_the_state_lacks_once_the_lag_is_taken_out():
         assert offset(action[10:-10], state, lag) == pytest.approx([0.3])
 
 
+def test_whole_turns_are_no_offset_of_a_joint_that_turns_without_end():
+    rng = np.random.default_rng(2)
+    state = 9 * smooth(300, rng)
+    for apart, told in ((0.1, 0.1), (3.0, 3.0), (-3.1, -3.1), (2 * np.pi - 0.2, -0.2), (0.1 - 4 * np.pi, 0.1)):
+        action = state + apart + 2 * np.pi * rng.integers(-2, 3, size=state.shape) + 0.1 * rng.uniform(-1, 1, size=state.shape)
+        assert offset(action, state, 0, [0]) == pytest.approx([told], abs=0.03)
+
+
 # ---- pictures
 
 
@@ -295,6 +303,26 @@ def test_plain_demonstrations_are_kept(tmp_path):
     reviews = judged(tmp_path, [demonstration(i) for i in range(10)])
     assert [(r.verdict, r.reasons) for r in reviews] == [("keep", ())] * 10
     assert remarks(reviews, ROBOT) == []
+
+
+def test_a_joint_that_turns_without_end_has_no_limit_offset_or_start_a_turn_away(tmp_path):
+    agent = replace(ROBOT.states["agent"], unit="rad", continuous=("x",))
+    action = replace(ROBOT.action, unit="rad", lower=(-3.2, 0.0), upper=(3.2, 512.0), continuous=("x",))
+    robot = replace(ROBOT, states={"agent": agent}, action=action, safe_action=STOP)
+    episodes = [demonstration(i) for i in range(10)]
+    for i, arrays in enumerate(episodes):  # three turns from near pi, every other one from below -pi; the command is 0.1 ahead
+        turned = np.linspace(0, 6 * np.pi, 60) + 0.2 * smooth(60, np.random.default_rng(i))[:, 0]
+        turned += np.pi + (0.05 if i % 2 else -0.05) - turned[0]
+        arrays["state"][:, 0] = motion.short_way(turned)
+        arrays["action"][:, 0] = motion.short_way(turned + 0.1)
+    reviews = judged(tmp_path, episodes, robot)
+    for review in reviews:
+        told = review.figures.actions["x"]
+        assert (told.beyond, told.at_lower_share, told.at_upper_share, review.figures.at_limit_share) == (0, 0, 0, 0)
+        assert abs(told.offset - 0.1) < 0.7  # the lag is found to a tick only, and a tick is 0.32 rad
+    begins = np.stack([review.figures.begin for review in reviews])
+    width = Scales.of(episodes, robot).positions[0]
+    assert np.ptp(begins[:, 1:], axis=0).max() == pytest.approx(2 * np.sin(0.05) / width, rel=1e-3)
 
 
 def test_each_kind_of_trouble_has_its_verdict_and_its_reason(tmp_path):

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import xml.etree.ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -20,12 +21,14 @@ from make_bags import SECOND, image, joint_state, trajectory, write_bag
 
 from ros_vdd.bundle import Manifest, write
 from ros_vdd.config import dump_yaml, to_plain
+from ros_vdd.data.episode_quality_columns import Columns, Scales
 from ros_vdd.data.episodes import LEFT_OUT, EpisodeWriter
 from ros_vdd.errors import ConfigError, DataError
 from ros_vdd.offline import inspect
 from ros_vdd.offline.inspect_bag import gaps
 from ros_vdd.offline.inspect_html import EMPTY, Markup, page, table, tag
 from ros_vdd.offline.inspect_numbers import clock, milliseconds, number, share, size, ticks
+from ros_vdd.offline.inspect_page_episode import joint_plots
 from ros_vdd.offline.inspect_page_store import choose_full, leave_out_command
 from ros_vdd.offline.inspect_pictures import spread, thumbnail
 from ros_vdd.offline.inspect_policy import read_tensor, tensor_heads
@@ -213,6 +216,21 @@ def test_a_store_s_page_runs_nothing_of_a_file_and_shows_every_verdict(store, tm
     assert len([a for a in reader.all("article")]) == 13
     assert "mv " in reader.text and "episode_000012" in reader.text
     assert "verdict" in capsys.readouterr().out
+
+
+def test_a_joint_that_turns_without_end_is_drawn_without_limits_and_beside_its_state():
+    robot, place, way = load_robot("example_arm"), 3, np.linspace(3.1, 3.3, 40)
+    lower, upper = list(robot.action.lower), list(robot.action.upper)
+    lower[place], upper[place] = -np.pi, np.pi
+    action = replace(robot.action, continuous=(robot.action.joints[place],), lower=tuple(lower), upper=tuple(upper))
+    robot = replace(robot, action=action)
+    arrays = {"state": np.zeros((40, robot.state_size)), "action": np.zeros((40, robot.action_size))}
+    column = Columns.of(robot).state[dict(Columns.of(robot).pairs)[place]]
+    arrays["state"][:, column], arrays["action"][:, place] = way, way + 0.1 - 2 * np.pi
+    drawn = joint_plots(arrays, robot, np.zeros(40, bool), Scales.of([arrays], robot))
+    assert "limit" not in drawn[place][2]
+    arrays["action"][:, place] += 2 * np.pi
+    assert drawn[place][2] == joint_plots(arrays, robot, np.zeros(40, bool), Scales.of([arrays], robot))[place][2]
 
 
 def test_the_command_that_leaves_out_works_twice_in_one_shell_with_a_relative_root(tmp_path):

@@ -22,6 +22,7 @@ from ros_vdd.streams.spec import RobotSpec
 IDLE_S = 0.5  # [s] a shorter stop isn't idle
 IDLE_BAND = 5e-3  # of a column's scale: what stays inside for IDLE_S stands still
 COMMAND_BAND = 2e-2  # likewise of the commands to joints that are measured: they tremble more than the robot does
+ENDLESS = 1e9  # [rad] limits of a joint that turns without end
 MOVES = 2e-2  # of a column's scale: one that goes less far in an episode has no jerk worth telling
 
 
@@ -82,7 +83,8 @@ class EpisodeFigures:
         uneven_share: of all steps between ticks, shorter than half a period or longer than one and a half.
         idle: (N,) bool, the ticks that idle_share counts.
         digest: sha256 of the content without times.
-        outline: (D,) the motion as a vector, to find twins; begin, end: (C,) [scale] first and last position.
+        outline: (D,) the motion as a vector, to find twins; begin, end: (C,) [scale] first and last position. In these
+            three a joint that turns without end is its cosine and sine.
     """
 
     frames: int
@@ -116,13 +118,14 @@ def measure(arrays: Mapping[str, np.ndarray], robot: RobotSpec, scales: Scales, 
         pictures: look through the images as well; without, `cameras` is empty and `digest` is of the other arrays.
     """
     columns, dt_s = Columns.of(robot), 1 / robot.rate_hz
-    positions, actions = columns.positions(arrays, robot), columns.actions(arrays, robot)
+    positions, actions = columns.positions(arrays), columns.actions(arrays)
     still = _idle(positions, actions, columns, scales, dt_s)
     moving, scale = (positions, scales.positions) if columns.state else (actions, scales.actions)
+    places, place_scale = motion.around(moving, scale, columns.turning if columns.state else columns.turning_actions)
     joints = _joints(positions, columns, dt_s) if columns.state else {}
     first, last = motion.edges(still)
     lag_s, correlation, offsets = _follow(positions, actions, columns, scales, dt_s)
-    used = scale > 0
+    used = place_scale > 0
     at_limit = motion.at_limit(actions, *_limits(robot)).any(axis=1)
     kept = {name: arrays[name] for name in arrays if pictures or not name.startswith(("images.", "extra."))}
     return EpisodeFigures(
@@ -143,9 +146,14 @@ def measure(arrays: Mapping[str, np.ndarray], robot: RobotSpec, scales: Scales, 
         cameras=_cameras(arrays, robot, still, dt_s) if pictures else {},
         idle=still,
         digest=content_digest(kept),
-        outline=np.concatenate([outline(positions, scales.positions), outline(actions, scales.actions)]),
-        begin=moving[0, used] / scale[used],
-        end=moving[-1, used] / scale[used],
+        outline=np.concatenate(
+            [
+                outline(*motion.around(positions, scales.positions, columns.turning)),
+                outline(*motion.around(actions, scales.actions, columns.turning_actions)),
+            ]
+        ),
+        begin=places[0, used] / place_scale[used],
+        end=places[-1, used] / place_scale[used],
     )
 
 
@@ -192,7 +200,8 @@ def _follow(
     commanded, measured = actions[:, [a for a, _ in pairs]], positions[:, [s for _, s in pairs]]
     scale = scales.positions[[s for _, s in pairs]]
     lag_s, correlation = measure_lag(commanded / scale, measured / scale, dt_s)
-    apart = offset(commanded, measured, round((lag_s or 0.0) / dt_s))
+    turning = [i for i, (a, s) in enumerate(pairs) if a in columns.turning_actions or s in columns.turning]
+    apart = offset(commanded, measured, round((lag_s or 0.0) / dt_s), turning)
     return lag_s, correlation, {a: float(value) for (a, _), value in zip(pairs, apart)}
 
 
@@ -220,7 +229,10 @@ def _actions(actions: np.ndarray, robot: RobotSpec, offsets: Mapping[int, float]
 
 
 def _limits(robot: RobotSpec) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(robot.action.lower), np.array(robot.action.upper)
+    """Return lower and upper (A,); a joint that turns without end has none, as those of the robot file are of one turn."""
+    action = robot.action
+    endless = np.array([joint in action.continuous for joint in action.joints])
+    return np.where(endless, -ENDLESS, action.lower), np.where(endless, ENDLESS, action.upper)
 
 
 def _cameras(arrays: Mapping[str, np.ndarray], robot: RobotSpec, still: np.ndarray, dt_s: float) -> dict[str, PictureFigures]:

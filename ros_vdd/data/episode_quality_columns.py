@@ -23,12 +23,15 @@ class Columns:
         state: index in "state" of each position, in order.
         names, units: of those, "STREAM.JOINT" and the stream's unit.
         pairs: (action column, place in `state`) of each joint that is commanded and measured under one name in one unit.
+        turning: places in `state` of joints that turn without end; turning_actions: such action columns.
     """
 
     state: tuple[int, ...]
     names: tuple[str, ...]
     units: tuple[str, ...]
     pairs: tuple[tuple[int, int], ...]
+    turning: tuple[int, ...]
+    turning_actions: tuple[int, ...]
 
     @classmethod
     def of(cls, robot: RobotSpec) -> Columns:
@@ -40,19 +43,20 @@ class Columns:
             if unit == robot.action.unit:
                 first.setdefault(joint, place)
         pairs = tuple((i, first[joint]) for i, joint in enumerate(robot.action.joints) if joint in first)
-        return cls(tuple(f[0] for f in found), tuple(f"{f[1]}.{f[3]}" for f in found), tuple(f[2] for f in found), pairs)
+        names, units = tuple(f"{f[1]}.{f[3]}" for f in found), tuple(f[2] for f in found)
+        turning = tuple(place for place, f in enumerate(found) if f[0] in robot.angles)
+        commanded = tuple(robot.action.joints.index(joint) for joint in robot.action.continuous)
+        return cls(tuple(f[0] for f in found), names, units, pairs, turning, commanded)
 
-    def positions(self, arrays: Mapping[str, np.ndarray], robot: RobotSpec) -> np.ndarray:
+    def positions(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the measured positions `(N, C)` of an episode, float64, angles continuous; C = 0 without any."""
         if not self.state:
             return np.zeros((len(arrays["action"]), 0))
-        angles = [place for place, column in enumerate(self.state) if column in robot.angles]
-        return unwrapped(np.asarray(arrays["state"])[:, list(self.state)], angles)
+        return unwrapped(np.asarray(arrays["state"])[:, list(self.state)], self.turning)
 
-    @staticmethod
-    def actions(arrays: Mapping[str, np.ndarray], robot: RobotSpec) -> np.ndarray:
+    def actions(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the actions `(N, A)` of an episode, float64, angles continuous."""
-        return unwrapped(arrays["action"], [robot.action.joints.index(joint) for joint in robot.action.continuous])
+        return unwrapped(arrays["action"], self.turning_actions)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Scales:
         columns = Columns.of(robot)
         measured, commanded = _Range(len(columns.state)), _Range(robot.action_size)
         for arrays in episodes:
-            measured.widen(columns.positions(arrays, robot))
-            commanded.widen(columns.actions(arrays, robot))
+            measured.widen(columns.positions(arrays))
+            commanded.widen(columns.actions(arrays))
         limits = np.array(robot.action.upper) - np.array(robot.action.lower)
         positions, actions = measured.width, commanded.width
         for action, place in columns.pairs:

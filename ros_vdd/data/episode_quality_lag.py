@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from ros_vdd.data.episode_quality_motion import short_way
 
 EARLIEST_S, LATEST_S = -0.5, 1.0  # [s] lags looked at: before zero the state moves before it is told to
 FEWEST = 10  # ticks that must be left to compare at the largest lag
@@ -44,11 +47,21 @@ def measure_lag(action: np.ndarray, state: np.ndarray, dt_s: float) -> Lag:
     return Lag(float((lags[best] + (0.5 * (before - after) / bend if bend else 0.0)) * dt_s), float(peak))
 
 
-def offset(action: np.ndarray, state: np.ndarray, lag_ticks: int) -> np.ndarray:
-    """Return `(C,)` the median of action minus the state `lag_ticks` later [unit]: how far apart leader and follower are."""
+def offset(action: np.ndarray, state: np.ndarray, lag_ticks: int, turning: Sequence[int] = ()) -> np.ndarray:
+    """Return `(C,)` the median of action minus the state `lag_ticks` later [unit]: how far apart leader and follower are.
+
+    Args:
+        turning: columns [rad] in which whole turns are nothing; theirs is in (-pi, pi].
+    """
     ahead, behind = max(lag_ticks, 0), max(-lag_ticks, 0)
     count = len(action) - ahead - behind
-    return np.median(action[behind : behind + count] - state[ahead : ahead + count], axis=0)
+    apart = action[behind : behind + count] - state[ahead : ahead + count]
+    for column in turning:
+        middle = np.angle(np.exp(1j * apart[:, column]).mean())
+        apart[:, column] = middle + short_way(apart[:, column] - middle)
+    found = np.median(apart, axis=0)
+    found[list(turning)] = short_way(found[list(turning)])
+    return found
 
 
 def _correlation(commanded: np.ndarray, measured: np.ndarray, lag: int) -> float:

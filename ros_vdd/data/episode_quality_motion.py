@@ -18,6 +18,19 @@ def unwrapped(values: np.ndarray, angles: Sequence[int]) -> np.ndarray:
     return values
 
 
+def short_way(angles: np.ndarray) -> np.ndarray:
+    """Return angles [rad] without their whole turns, in (-pi, pi]."""
+    return np.pi - (np.pi - angles) % (2 * np.pi)
+
+
+def around(values: np.ndarray, scale: np.ndarray, angles: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return `(N, C)` and scales `(C,)` with each column of `angles` [rad] as cosine and sine: whole turns are nothing."""
+    others = [column for column in range(values.shape[1]) if column not in angles]
+    turning, angles = values[:, list(angles)], list(angles)
+    parts = [values[:, others], np.cos(turning), np.sin(turning)]
+    return np.concatenate(parts, axis=1), np.concatenate([scale[others], scale[angles], scale[angles]])
+
+
 def idle(values: np.ndarray, tolerance: np.ndarray, ticks: int) -> np.ndarray:
     """Return `(N,)` bool: the tick lies in a stretch of `ticks` or more in which no column leaves a band of its tolerance.
 

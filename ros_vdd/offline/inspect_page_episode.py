@@ -71,15 +71,17 @@ def joint_plots(
     Idle ticks, True in `still` (N,), are shaded. An axis spans at least a tenth of what the joint goes in all episodes.
     """
     columns, dt_s = Columns.of(robot), 1 / robot.rate_hz
-    positions, actions = columns.positions(arrays, robot), columns.actions(arrays, robot)
+    positions, actions = columns.positions(arrays), columns.actions(arrays)
     times = np.arange(len(actions)) * dt_s
     idle = parts.spans_of(still, dt_s)
     measured = dict(columns.pairs)
     drawn = []
     for i, joint in enumerate(robot.action.joints):
         lines = [Line(times, positions[:, measured[i]], "state")] if i in measured else []
-        lines.append(Line(times, actions[:, i], "action"))
-        limits = (robot.action.lower[i], robot.action.upper[i])
+        endless = i in columns.turning_actions  # its limits are those of one turn, and whole turns are nothing
+        turns = round((actions[0, i] - positions[0, measured[i]]) / (2 * np.pi)) if endless and i in measured else 0
+        lines.append(Line(times, actions[:, i] - 2 * np.pi * turns, "action"))
+        limits = None if endless else (robot.action.lower[i], robot.action.upper[i])
         what = "state and action" if i in measured else "action"
         svg = plot(lines, robot.action.unit, f"{joint} over time", limits, idle, least=LEAST * scales.actions[i])
         drawn.append((joint, _note(what, robot.action.unit), svg))

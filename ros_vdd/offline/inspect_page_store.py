@@ -124,7 +124,7 @@ def _together(view: StoreView) -> Markup | None:
     chosen = sorted(even - set(odd)) + odd
     lines: list[list[Line]] = [[] for _ in columns.state]
     for index in chosen:
-        positions = columns.positions(view.store[index], view.robot)
+        positions = columns.positions(view.store[index])
         at = np.linspace(0, len(positions) - 1, min(len(positions), 64)).round().astype(int)
         for column in range(len(columns.state)):
             lines[column].append(

@@ -27,10 +27,11 @@ ARGUMENTS = (
     ("log_level", "info", "debug, info, warn, error or fatal"),
     ("recorder_params", str(share_dir() / "config" / "nodes" / "recorder.yaml"), "parameter file of both nodes"),
 )
+COMPLETE_S = "120"  # all that waits for a slow disk is written before the recorder ends
 TEXTS = ("robot", "root", "task", "operator")
 
 
-def node(executable, condition=None, **parameters):
+def node(executable, condition=None, sigterm_timeout="5", **parameters):
     """Return a node of this package with the parameter file, and the parameters that are said at launch on top."""
     sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     return Node(
@@ -42,6 +43,7 @@ def node(executable, condition=None, **parameters):
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         output="screen",
         condition=condition,
+        sigterm_timeout=sigterm_timeout,
     )
 
 
@@ -52,7 +54,7 @@ def generate_launch_description():
         [
             *(DeclareLaunchArgument(name, default_value=value, description=words) for name, value, words in ARGUMENTS),
             *(SetEnvironmentVariable(*pair) for pair in fast_dds_profile(os.environ).items()),
-            node("recorder_node", **given),
+            node("recorder_node", sigterm_timeout=COMPLETE_S, **given),
             node("recorder_joystick", IfCondition(LaunchConfiguration("joystick"))),
         ]
     )

@@ -16,6 +16,7 @@ pytest.importorskip("launch_ros", reason="ros2/launch_ros is not installed; it c
 
 from launch.actions import DeclareLaunchArgument  # noqa: E402
 from launch.launch_description_sources import get_launch_description_from_python_launch_file  # noqa: E402
+from launch_ros.actions import Node  # noqa: E402
 from ros_peers import Peer  # noqa: E402
 from tiny_policy import write_policy, write_robot  # noqa: E402
 from sensor_msgs.msg import Joy  # noqa: E402
@@ -58,6 +59,22 @@ def test_every_launch_argument_is_described(path):
     description = get_launch_description_from_python_launch_file(str(path))
     arguments = [entity for entity in description.entities if isinstance(entity, DeclareLaunchArgument)]
     assert arguments and all(argument.description for argument in arguments)
+
+
+def test_launch_gives_the_recorder_two_minutes_to_complete_its_episode(monkeypatch):
+    given = {}
+
+    class Noted(Node):
+        def __init__(self, **arguments):
+            given[arguments["executable"]] = arguments
+            super().__init__(**arguments)
+
+    monkeypatch.setattr("launch_ros.actions.Node", Noted)
+    get_launch_description_from_python_launch_file(str(ROOT / "launch" / "record.launch.py"))
+    assert {name: arguments.get("sigterm_timeout") for name, arguments in given.items()} == {
+        "recorder_node": "120",
+        "recorder_joystick": "5",
+    }
 
 
 def test_policy_launch_drives_a_robot_in_its_namespace(installed, tmp_path):

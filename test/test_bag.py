@@ -299,6 +299,15 @@ def test_metadata_of_every_version_is_read(tmp_path, version, storage):
     assert bag.custom_data == ({} if version < 6 else {"robot": "text"})
 
 
+@pytest.mark.parametrize("given, told", [({"trial": 7, "ok": True}, {"trial": "7", "ok": "True"}), ([1], {}), ("x", {})])
+def test_custom_data_of_other_recorders_is_text(tmp_path, given, told):
+    folder = write_bag(tmp_path / "bag", TEN, "sqlite3")
+    whole = yaml.safe_load((folder / "metadata.yaml").read_text())
+    whole["rosbag2_bagfile_information"]["custom_data"] = given
+    (folder / "metadata.yaml").write_text(yaml.safe_dump(whole))
+    assert Bag.open(folder).custom_data == told
+
+
 def test_an_mcap_without_statistics_or_index_is_counted_by_reading(tmp_path):
     for name, options in {
         "statistics": {"use_statistics": False},

@@ -124,4 +124,5 @@ def _custom_data(metadata: Section, files: list[BagFile]) -> dict[str, str]:
     inside: dict[str, str] = {}
     for file in files:
         inside.update(file.metadata.get("ros_vdd", {}))
-    return {**inside, **(metadata.get("custom_data") or {})}
+    told = metadata.get("custom_data")
+    return inside | ({str(key): str(value) for key, value in told.items()} if isinstance(told, dict) else {})

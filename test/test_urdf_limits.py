@@ -31,6 +31,12 @@ def test_limits_are_read_by_name_and_fixed_joints_have_none():
     }
 
 
+@pytest.mark.parametrize("encoding", ["UTF-8", "ISO-8859-1", "utf-16", "no-such-encoding"])
+def test_the_encoding_that_a_description_declares_counts_no_more(encoding):
+    xml = urdf(joint("große_Achse")).replace('"1.0"', f'"1.0" encoding="{encoding}"')
+    assert list(read_limits(xml)) == ["große_Achse"]
+
+
 def test_joints_of_other_elements_are_no_joints():
     other = joint("x", inside='<limit lower="0" upper="0" velocity="0"/>')
     read = read_limits(urdf(f'<ros2_control name="arm" type="system">{other}</ros2_control>', joint("y")))
@@ -75,6 +81,7 @@ MALFORMED = {
     "entities": (BOMB, "DOCTYPE"),
     "external entity": (FILE, "DOCTYPE"),
     "cut off": (urdf(joint("x"))[:-9], "isn't well-formed XML"),
+    "no Unicode": (urdf(joint("\ud800")), "isn't well-formed XML"),
     "empty": ("", "isn't well-formed XML"),
     "not a URDF": ("<sdf version='1.9'/>", "begins with <sdf>"),
     "a macro left": (urdf(joint("x", inside='<limit lower="${pi}" upper="1"/>')), 'lower="${pi}"; expected a number'),

@@ -58,8 +58,8 @@ def read_limits(xml: str) -> dict[str, JointLimits]:
     parser.StartDoctypeDeclHandler = reader.refuse
     parser.StartElementHandler, parser.EndElementHandler = reader.start, reader.end
     try:
-        parser.Parse(xml.encode(), True)
-    except expat.ExpatError as error:
+        parser.Parse(xml, True)  # as text, so that an encoding it declares, which the file had, counts no more
+    except (expat.ExpatError, ValueError) as error:
         raise ConfigError(f"the robot description isn't well-formed XML: {error}") from error
     return reader.joints
 

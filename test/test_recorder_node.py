@@ -236,6 +236,15 @@ def test_what_the_middleware_drops_is_counted_exactly(tmp_path):
     assert all(lost[name] >= 30 for name in bag.topics) and "lost: " in stopped.message
 
 
+def test_a_middleware_that_tells_no_time_of_arrival_leaves_it_to_the_clock(robot, monkeypatch):
+    heard = []
+    monkeypatch.setattr(robot.recorder.work.recorder, "receive", lambda topic, log_time_ns, *_: heard.append(log_time_ns))
+    before_ns = robot.recorder.get_clock().now().nanoseconds
+    for received_ns in (0, 7):
+        robot.recorder.work._topics._take_numbered("/joint_states", b"", {"received_timestamp": received_ns})
+    assert before_ns <= heard[0] <= robot.recorder.get_clock().now().nanoseconds and heard[1] == 7
+
+
 def test_success_and_verdict_are_told_and_the_figures_are_in_the_diagnostics(robot, tmp_path):
     told = []
     robot.node.create_subscription(DiagnosticArray, "/diagnostics", told.append, 10)

@@ -127,8 +127,9 @@ class RecordedTopics:
 
     def _take_numbered(self, topic: str, data: bytes, info: Mapping[str, Any]) -> None:
         # The middleware's time of arrival, where it is of our clock: also right for a message that had to wait for us.
-        simulated = self._node.get_clock().ros_time_is_active
-        now_ns = self._node.get_clock().now().nanoseconds if simulated else info["received_timestamp"]
+        clock = self._node.get_clock()
+        arrived_ns = 0 if clock.ros_time_is_active else info["received_timestamp"]  # Cyclone DDS tells 0
+        now_ns = arrived_ns or clock.now().nanoseconds
         number, publisher = info.get("publication_sequence_number"), info.get(_GID)
         if number is None or publisher is None:
             self._recorder.receive(topic, now_ns, data)

@@ -12,7 +12,7 @@ from rosbags.highlevel import AnyReader
 
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_recovery import RECOVERED_KEY, recover, unfinished
-from ros_vdd.data.bag_writer import BagWriter
+from ros_vdd.data.bag_writer import BagWriter, lock_folder
 from ros_vdd.data.mcap_chunks import Damage, scan
 from ros_vdd.errors import DataError
 
@@ -144,6 +144,21 @@ def test_an_unfinished_recording_that_is_being_written_is_left_alone(tmp_path):
         recover(writer.partial, "killed")
     writer.abandon()
     assert list(unfinished(tmp_path)) == [writer.partial]
+
+
+def test_a_recording_that_is_completed_meanwhile_does_not_end_the_search(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.partial").mkdir()
+
+    def lock(folder):
+        if folder.name == "a.partial":
+            folder.rmdir()
+        if folder.name == "b.partial":
+            raise PermissionError(13, "Permission denied")
+        return lock_folder(folder)
+
+    monkeypatch.setattr("ros_vdd.data.bag_recovery.lock_folder", lock)
+    assert [folder.name for folder in unfinished(tmp_path)] == ["b.partial", "c.partial"]
 
 
 def test_a_recording_that_was_complete_but_for_its_name_is_not_touched(tmp_path):

@@ -436,6 +436,24 @@ def test_what_a_crash_left_is_recovered_at_the_next_start(tmp_path, clock):
     assert "episode_000002" in demonstrate(second).message
 
 
+def test_one_folder_that_can_not_be_recovered_keeps_no_other_from_it(tmp_path, clock):
+    for name in ("episode_000000.partial", "episode_000001.partial", ".trash/episode_000000.partial/full"):
+        (tmp_path / "push" / name).mkdir(parents=True)
+    first, second = make(tmp_path, clock).notes
+    assert first.level == "error" and "episode_000000.partial not recovered: [Errno 39] Directory not empty" in first.text
+    assert "episode_000001.partial held no message" in second.text
+
+
+def test_what_ends_the_recovery_is_told(tmp_path, clock, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("nobody foresaw it")
+
+    monkeypatch.setattr("ros_vdd.runtime.recording_shelf.unfinished", broken)
+    (tmp_path / "push").mkdir()
+    (note,) = make(tmp_path, clock).notes
+    assert note == ("error", "recovering unfinished episodes failed: ZeroDivisionError: nobody foresaw it")
+
+
 def test_another_recorder_s_episode_is_left_alone(tmp_path, clock):
     first = make(tmp_path, clock)
     demonstrate(first)

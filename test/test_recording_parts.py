@@ -68,6 +68,13 @@ def test_what_a_job_raises_is_told_to_who_asked_and_a_message_s_error_to_the_own
     assert isinstance(queue.error, ZeroDivisionError)
 
 
+def test_what_a_job_raises_that_nobody_waits_for_is_told():
+    queue, told = WriteQueue(100, threaded=False), []
+    queue.post({}.popitem, told.append)
+    queue.post(lambda: None, told.append)
+    assert [type(error) for error in told] == [KeyError] and queue.error is None
+
+
 def test_gaps_are_found_for_each_publisher_of_a_topic():
     gaps = SequenceGaps()
     assert [gaps.missing("/a", b"x", n) for n in (5, 6, 9, 10)] == [0, 0, 2, 0]

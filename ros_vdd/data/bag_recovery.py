@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ros_vdd.data.bag_metadata import METADATA, metadata_text, sync_folder, write_metadata
-from ros_vdd.data.bag_writer import PARTIAL, RESERVE, lock_folder
+from ros_vdd.data.bag_writer import PARTIAL, RESERVE
+from ros_vdd.data.folder_lock import lock_folder
 from ros_vdd.data.mcap_repair import Repaired, repair
 from ros_vdd.errors import DataError
 
@@ -33,8 +34,10 @@ def unfinished(parent: Path) -> Iterator[Path]:
     for partial in sorted(p for p in parent.glob(f"*{PARTIAL}") if p.is_dir()):
         try:
             os.close(lock_folder(partial))
-        except BlockingIOError:
+        except (BlockingIOError, FileNotFoundError):  # gone: its recorder has just completed it
             continue
+        except OSError:
+            pass  # `recover` tells why
         yield partial
 
 

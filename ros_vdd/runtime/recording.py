@@ -93,7 +93,7 @@ class EpisodeRecorder:
         self._ended = ""  # why the last episode ended by itself, until the operator was told
         self._space_looked_ns, self._threaded = 0, threaded
         self._queue = WriteQueue(options.queue_mb * 1e6 / max(len(topics), 1), self._idle, options.chunk_s / 2, threaded)
-        self._queue.submit(lambda: self.notes.extend(recover_all(root, options.ros_distro)))
+        self._post("recovering unfinished episodes", lambda: self.notes.extend(recover_all(root, options.ros_distro)))
 
     @property
     def recording(self) -> bool:
@@ -119,7 +119,8 @@ class EpisodeRecorder:
         definition_text(type_name)
         self.topics[topic] = type_name
         if self._take is not None:
-            self._queue.submit(partial(self._take.add_topic, topic, type_name, self._qos.get(topic, ())))
+            add = partial(self._take.add_topic, topic, type_name, self._qos.get(topic, ()))
+            self._post(f"taking in {topic}", add)
 
     def offer(self, topic: str, qos: Sequence[Qos]) -> None:
         """Take note of what the publishers of a topic offer; it is written into the bags that begin from now on.
@@ -219,7 +220,13 @@ class EpisodeRecorder:
             self.live.lose(message.topic)
         self._latched.hear(message)
 
+    def _post(self, what: str, job: Callable[[], object]) -> None:
+        self._queue.post(job, partial(self._unforeseen, what))
+
     # From here on: in the writing thread.
+
+    def _unforeseen(self, what: str, error: Exception) -> None:
+        self.notes.append(Note("error", f"{what} failed: {type(error).__name__}: {error}"))
 
     def _begin(self, take: Take) -> Reply:
         try:
@@ -268,7 +275,7 @@ class EpisodeRecorder:
         """Tell at once that the disk refused; the bag is completed behind all that still waits, which is lost."""
         self._ended = f"{_name(take)} ended: {take.ended}"
         self.notes.append(Note("error", self._ended))
-        self._queue.submit(partial(self._salvage, take))
+        self._post(f"completing {_name(take)}", partial(self._salvage, take))
 
     def _salvage(self, take: Take) -> str:
         try:
@@ -294,7 +301,7 @@ class EpisodeRecorder:
             self._space_looked_ns = now_ns
             if problem := self._too_little_space():
                 take.closing = problem
-                self._queue.submit(partial(self._end_early, take))
+                self._post(f"completing {_name(take)}", partial(self._end_early, take))
 
     def _end_early(self, take: Take) -> None:
         reply = self._finish(take, take.closing)

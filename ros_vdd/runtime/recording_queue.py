@@ -73,6 +73,17 @@ class WriteQueue:
             self.drain()
         return future
 
+    def post(self, job: Callable[[], Any], failed: Callable[[Exception], Any]) -> None:
+        """Have a job done that nobody waits for; `failed` is told what it raises."""
+
+        def do() -> None:
+            try:
+                job()
+            except Exception as error:
+                failed(error)
+
+        self.submit(do)
+
     def drain(self, seconds: float = math.inf) -> None:
         """Do what waits, in the calling thread; begin nothing more after so many seconds."""
         end_s = time.monotonic() + seconds

@@ -89,14 +89,19 @@ class Shelf:
         """Complete what a crash left, and say so; what holds no message goes to the trash."""
         for left in unfinished(self.folder):
             try:
-                done = recover(left, UNFINISHED, {VERDICT_KEY: "warn", REASONS_KEY: UNFINISHED}, self._ros_distro)
-                yield Note("warning", f"{done.folder} was left unfinished and is recovered: {count(done.counts)}")
-            except NothingLeft:
-                self._trash.mkdir(exist_ok=True)
-                left.rename(self._trash / left.name)
-                yield Note("warning", f"{left} held no message and is in {self._trash}")
+                note = self._recover(left)
             except (OSError, RosVddError) as error:
-                yield Note("error", f"{left} not recovered: {error}")
+                note = Note("error", f"{left} not recovered: {error}")
+            yield note
+
+    def _recover(self, left: Path) -> Note:
+        try:
+            done = recover(left, UNFINISHED, {VERDICT_KEY: "warn", REASONS_KEY: UNFINISHED}, self._ros_distro)
+        except NothingLeft:
+            self._trash.mkdir(exist_ok=True)
+            left.rename(self._trash / left.name)
+            return Note("warning", f"{left} held no message and is in {self._trash}")
+        return Note("warning", f"{done.folder} was left unfinished and is recovered: {count(done.counts)}")
 
 
 def recover_all(root: Path, ros_distro: str = "") -> Iterator[Note]:

@@ -404,7 +404,7 @@ def test_dropped_plans_are_an_exit_status_too(tmp_path, policy, capsys):
     bag_of(tmp_path / "bag", cameras(range(80)), arm(range(0, 4000, 10)), commands(range(50, 8000, 100)))
     status, out, err = told(capsys, tmp_path / "bag", "--policy", policy.path, "--max-dropped", "0.1")
     assert status == 1 and "plans were dropped (stale" in err and "dropped (stale" in out
-    assert re.search(r"\n  stale, first 4\.\d+ s into .*bag: states.arm: .*joint_states", out)
+    assert re.search(r"\n  stale, first 4\.\d+ s after the first plan due in .*bag: states.arm: .*joint_states", out)
 
 
 def test_several_bags_are_one_report_with_a_seed_each(tmp_path, policy, capsys):

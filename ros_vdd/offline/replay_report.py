@@ -129,7 +129,8 @@ def _first_drops(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     first: dict[str, str] = {}
     for row in rows:
         for drop in row["drops"]:
-            first.setdefault(drop["reason"], f"  {drop['reason']}, first {drop['at_s']:g} s into {row['bag']}: {drop['detail']}")
+            when = f"first {drop['at_s']:g} s after the first plan due in {row['bag']}"
+            first.setdefault(drop["reason"], f"  {drop['reason']}, {when}: {drop['detail']}")
     return list(first.values())
 
 

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from make_bags import SECOND, joint_state, write_bag, write_mcap
 
 from ros_vdd.bundle import Manifest, write
 from ros_vdd.config import to_plain
+from ros_vdd.data.bag import Bag
 from ros_vdd.data.episodes import EpisodeWriter
 from ros_vdd.errors import ConfigError, DataError, PolicyError
-from ros_vdd.offline import inspect
+from ros_vdd.offline import inspect, inspect_bag
+from ros_vdd.offline.inspect_bag import _Seen
 from ros_vdd.streams.spec import load_robot
 
 MS = 1_000_000
@@ -33,6 +36,25 @@ def bag(tmp_path):
     events = [("/arm", SECOND + ms * MS, joint_state(SECOND + (ms - 4) * MS)) for ms in times]
     events.append(("/arm", SECOND + 2100 * MS, joint_state(0)))
     return write_bag(tmp_path / "bag", events, custom_data={"a": "b\nc"})
+
+
+def test_what_is_kept_of_a_joint_is_a_time_and_a_number_of_eight_bytes_each(tmp_path):
+    names, count = [f"joint_{i}" for i in range(20)], 1000
+    events = [("/arm", SECOND + i * MS, joint_state(SECOND, names, np.arange(20) + i / 7)) for i in range(count)]
+    bag = Bag.open(write_bag(tmp_path / "long", events))
+    tracemalloc.start()
+    try:
+        seen = _Seen(bag)
+        for _ in seen.watch(bag.raw_messages(bag.topics)):
+            pass
+        traces = tracemalloc.take_snapshot().traces
+        kept = sum(trace.size for trace in traces if trace.traceback[0].filename == inspect_bag.__file__)
+    finally:
+        tracemalloc.stop()
+    assert kept / (20 * count) < 20
+    (times, positions) = seen.joint_series(SECOND)["/arm"]["joint_3"]
+    assert times == pytest.approx(np.arange(count) / 1e3, abs=1e-12)
+    assert positions == pytest.approx(3 + np.arange(count) / 7, abs=1e-12)
 
 
 def test_a_bag_s_rate_gap_and_clock_are_measured(bag, capsys):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -161,11 +162,11 @@ class _Seen:
     """What the single pass over a bag keeps: times, some pictures, joint positions."""
 
     def __init__(self, bag: Bag):
-        self.log_ns: dict[str, list[int]] = {topic: [] for topic in bag.topics}
+        self.log_ns: dict[str, array[int]] = {topic: array("q") for topic in bag.topics}
         self.pictures: dict[str, list[tuple[str, np.ndarray]] | str] = {}
         self._decoders: dict[str, Decode] = {}
         self._wanted: dict[str, set[int]] = {}
-        self._joints: dict[str, dict[str, list[tuple[int, float]]]] = {}
+        self._joints: dict[str, dict[str, tuple[array[int], array[float]]]] = {}  # log times [ns], positions
         for topic, info in bag.topics.items():
             if info.count and (info.type in IMAGES or info.type == JOINTS):
                 try:
@@ -195,8 +196,8 @@ class _Seen:
     def joint_series(self, start_ns: int) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
         return {
             topic: {
-                name: (np.array([(t - start_ns) / 1e9 for t, _ in samples]), np.array([value for _, value in samples]))
-                for name, samples in joints.items()
+                name: ((np.array(times) - start_ns) / 1e9, np.array(positions))
+                for name, (times, positions) in joints.items()
             }
             for topic, joints in self._joints.items()
         }
@@ -215,7 +216,9 @@ class _Seen:
         unit = "" if len(message.position) else " velocity"
         for name, value in zip(names, values):
             if np.isfinite(value):
-                self._joints[raw.topic].setdefault(f"{name}{unit}", []).append((raw.log_time_ns, float(value)))
+                times, positions = self._joints[raw.topic].setdefault(f"{name}{unit}", (array("q"), array("d")))
+                times.append(raw.log_time_ns)
+                positions.append(value)
 
 
 def any_picture(message: Any, topic: str) -> np.ndarray:

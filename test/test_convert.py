@@ -14,7 +14,7 @@ pytest.importorskip("zarr", reason="the sources of these tests are replay buffer
 import toy  # noqa: E402
 from ros_vdd import cli  # noqa: E402
 from ros_vdd.config import dump_yaml, to_plain  # noqa: E402
-from ros_vdd.data.episodes import EpisodeStore  # noqa: E402
+from ros_vdd.data.episodes import LEFT_OUT, EpisodeStore  # noqa: E402
 from ros_vdd.errors import ConfigError, DataError  # noqa: E402
 from test_replay_buffer import write_buffer  # noqa: E402
 
@@ -66,6 +66,18 @@ def test_what_is_there_already_is_not_added_again_under_any_name(root, capsys):
     write_buffer(root / "more.zarr", action=np.ones((10, 2), np.float32))
     convert(root, sources=("copy.zarr", "more.zarr"))
     assert [e.meta["source"] for e in EpisodeStore(root / "store")] == ["demos.zarr"] * 3 + ["more.zarr"] * 3
+
+
+@pytest.mark.parametrize("left_out", [[0], [2], [0, 1, 2]])
+def test_what_a_person_left_out_is_not_brought_back(root, left_out, capsys):
+    convert(root)
+    (root / "store" / LEFT_OUT).mkdir()
+    for number in left_out:
+        (root / "store" / f"episode_{number:06d}").rename(root / "store" / LEFT_OUT / f"episode_{number:06d}")
+    write_buffer(root / "more.zarr", action=np.ones((10, 2), np.float32))
+    convert(root, sources=("demos.zarr", "more.zarr"))
+    kept = [n for n in range(3) if n not in left_out]
+    assert EpisodeStore(root / "store").names == [f"episode_{number:06d}" for number in [*kept, 3, 4, 5]]
 
 
 def test_a_store_of_another_robot_is_not_added_to(root):

@@ -417,6 +417,17 @@ def test_an_episode_with_a_pre_roll_begins_with_the_goal_in_force_then(tmp_path,
     assert goals(tmp_path / "push" / "episode_000001") == [(2_000_000_000, "pull")]
 
 
+def test_a_goal_that_came_long_before_the_pre_roll_with_nothing_after_it_is_in_the_episode(tmp_path, clock):
+    topics = {"/goal": "std_msgs/msg/String", **TOPICS}
+    recorder = make(tmp_path, clock, topics, ["/goal"], latched=["/goal"], pre_roll_s=0.1)
+    recorder.receive("/goal", 1, serialize(text("push")))
+    clock.now_ns += SECOND  # nothing comes meanwhile that would take its place in the ring
+    assert ask(recorder.start()).success
+    take(recorder, [1], begin_ms=1000)
+    ask(recorder.stop())
+    assert goals(tmp_path / "push" / "episode_000000") == [(1_000_000_000, "push")]
+
+
 def test_what_a_crash_left_is_recovered_at_the_next_start(tmp_path, clock):
     first = make(tmp_path, clock)
     demonstrate(first)

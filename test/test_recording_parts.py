@@ -101,8 +101,9 @@ def test_the_ring_holds_the_last_seconds_and_gives_them_once():
     ring = Ring(0.1, 1e9)
     gone = [m.heard_ns // MS for i in range(20) for m in ring.push(held("/a", 10 * i))]
     assert gone == [10 * i for i in range(10)]
-    assert [m.heard_ns // MS for m in ring.take(210 * MS)] == [120, 130, 140, 150, 160, 170, 180, 190]
-    assert ring.take(210 * MS) == [] and ring.bytes == 0
+    assert [m.heard_ns // MS for m in ring.expire(210 * MS)] == [100, 110]
+    assert [m.heard_ns // MS for m in ring.take()] == [120, 130, 140, 150, 160, 170, 180, 190]
+    assert ring.take() == [] and ring.bytes == 0
 
 
 def test_the_ring_is_bounded_by_bytes_and_may_hold_nothing():

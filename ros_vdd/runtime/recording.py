@@ -166,7 +166,9 @@ class EpisodeRecorder:
             return at_once(Reply(False, f"{_name(self._take)} is being recorded; stop or discard it first"))
         if problems := self.gate.problems(self.topics):
             return at_once(Reply(False, f"not started: {'; '.join(problems)}"))
-        before = self._ring.take(self._clock())
+        for gone in self._ring.expire(self._clock()):  # too old for the episode, but a goal may be among it
+            self._latched.hear(gone)
+        before = self._ring.take()
         take = Take(self._open_bag, self._robot, dict(self.topics), self._latched.opening(), before, on_failure=self._failed)
         seen: set[str] = set()
         for message in before:

@@ -37,16 +37,19 @@ class Ring:
         """Take a message in and return those that had to go for it, or by their age."""
         self._held.append(message)
         self.bytes += len(message.data)
+        return self.expire(message.heard_ns)
+
+    def expire(self, now_ns: int) -> list[Received]:
+        """Return those that have to go, oldest first."""
         gone = []
-        oldest_ns = message.heard_ns - self._span_ns
-        while self._held and (self._held[0].heard_ns <= oldest_ns or self.bytes > self._max_bytes):
+        while self._held and (self._held[0].heard_ns <= now_ns - self._span_ns or self.bytes > self._max_bytes):
             gone.append(self._held.popleft())
             self.bytes -= len(gone[-1].data)
         return gone
 
-    def take(self, now_ns: int) -> list[Received]:
-        """Return what is held of the last seconds and forget it."""
-        held = [message for message in self._held if message.heard_ns > now_ns - self._span_ns]
+    def take(self) -> list[Received]:
+        """Return all that is held and forget it."""
+        held = list(self._held)
         self._held.clear()
         self.bytes = 0
         return held

@@ -12,7 +12,8 @@ from rosbags.highlevel import AnyReader
 
 from ros_vdd.data.bag import Bag
 from ros_vdd.data.bag_metadata import amend_custom_data, read_metadata
-from ros_vdd.data.bag_writer import BagWriter, lock_folder
+from ros_vdd.data.bag_writer import BagWriter
+from ros_vdd.data.folder_lock import lock_folder
 from ros_vdd.data.mcap_writer import McapWriter
 from ros_vdd.errors import DataError
 

@@ -19,9 +19,12 @@ from ros_vdd.config import dump_yaml
 from ros_vdd.data import episodes
 from ros_vdd.data.bag_convert import episodes_from_bag
 from ros_vdd.data.episodes import EpisodeStore
+from ros_vdd.data.folder_lock import lock_folder
 from ros_vdd.errors import ConfigError, DataError
-from ros_vdd.offline import convert_work
-from ros_vdd.offline.convert_staging import staging_path
+from ros_vdd.offline import convert as convert_verb
+from ros_vdd.offline import convert_staging, convert_work
+from ros_vdd.offline.convert_outputs import open_output
+from ros_vdd.offline.convert_staging import staging_folder, staging_path
 
 NAMES = ("first", "second", "third", "fourth")
 
@@ -149,6 +152,49 @@ def test_a_file_is_no_folder_to_write_to(root):
     (root / "store").touch()
     with pytest.raises(DataError, match="store' exists and is no episode store; choose another --out"):
         convert(root)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_two_at_once_into_one_folder_the_second_is_refused_and_the_first_unharmed(begun, root, monkeypatch):
+    """The second comes when the first opens what it writes to: what is there already is read under the lock, too."""
+    convert(root, out="whole")
+    if begun:
+        convert(root, sources=NAMES[:1])
+    opened = []
+
+    def opening(*args):
+        if not opened:
+            opened.append(args)
+            with pytest.raises(DataError, match="another ros-vdd convert is writing '.*store'; wait for it, or choose another"):
+                convert(root)
+        return open_output(*args)
+
+    monkeypatch.setattr(convert_verb, "open_output", opening)
+    convert(root)
+    assert opened and content(root / "store") == content(root / "whole") and not (root / ".store.staging").exists()
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_lock_on_a_folder_that_is_gone_is_none(made_again, root, monkeypatch):
+    """The one before removes the folder between our opening it and our lock."""
+    calls = []
+
+    def late(folder):
+        calls.append(folder)
+        lock = lock_folder(folder)
+        if len(calls) == 1:
+            folder.rmdir()
+            if made_again:
+                folder.mkdir()
+        return lock
+
+    monkeypatch.setattr(convert_staging, "lock_folder", late)
+    with staging_folder(root / "store") as folder:
+        assert len(calls) == 2 and folder.is_dir()
+        with pytest.raises(DataError, match="another ros-vdd convert"), staging_folder(root / "store"):
+            pass
+        assert folder.is_dir()
+    assert not folder.exists()
 
 
 def test_a_refused_bag_ends_the_run_or_is_told_at_its_end(root, capsys):

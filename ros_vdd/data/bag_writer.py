@@ -9,7 +9,6 @@ NAME.partial until it is complete, and becomes NAME by one rename. While it is b
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from ros_vdd.data.bag_metadata import METADATA, TopicEntry, metadata_text, sync_folder, write_metadata
 from ros_vdd.data.bag_sync import Syncer
 from ros_vdd.data.cdr import definition_text
+from ros_vdd.data.folder_lock import lock_folder
 from ros_vdd.data.mcap_writer import McapWriter
 from ros_vdd.errors import DataError
 
@@ -189,21 +189,6 @@ class BagWriter:
         with (self.partial / RESERVE).open("ab") as stream:
             os.posix_fallocate(stream.fileno(), 0, 2 * needed)
         self._reserved = 2 * needed
-
-
-def lock_folder(folder: Path) -> int:
-    """Return a descriptor that holds a lock on a folder until it is closed or its process ends.
-
-    Raises:
-        BlockingIOError: another recorder holds it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _entry(type_name: str, qos: Sequence[Qos]) -> TopicEntry:

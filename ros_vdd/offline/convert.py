@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if any(kind == "store" and Path(s).resolve() == out.resolve() for s, kind in zip(args.sources, kinds)):
         raise DataError(f"'{out}' is a source; choose another --out")
-    output = open_output(args.format, out, robot, args.video) if _is_begun(out) else None
     units, refused = _units(args, robot, options)
     with staging_folder(out) as staging:
+        output = open_output(args.format, out, robot, args.video) if _is_begun(out) else None
         job = Job(robot, options, args.format, args.video, staging, _done(output.metas() if output else ()))
         return _convert(args, job, units, refused, output)
 

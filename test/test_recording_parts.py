@@ -123,6 +123,17 @@ def test_figures_of_a_topic_are_those_of_its_times():
     assert TopicMeter().health(0, 3 * SECOND).largest_gap_s == 3.0
 
 
+@pytest.mark.parametrize("phase_ms", [0, 1, 50, 99])
+def test_the_rate_of_a_topic_that_died_or_began_late_is_that_over_the_whole_take(phase_ms):
+    rates = []
+    for begin, end in ((0, 100), (0, 10), (90, 100)):  # periods of 100 ms, of the 100 of a take
+        meter = TopicMeter()
+        for i in range(begin, end):
+            meter.add((phase_ms + 100 * i) * MS)
+        rates.append(meter.health(0, 10 * SECOND).rate_hz)
+    assert rates == pytest.approx([10.0, 1.1, 1.1])
+
+
 def test_the_median_age_of_a_long_take_needs_bounded_memory():
     meter = TopicMeter()
     for i in range(3 * MAX_AGES):

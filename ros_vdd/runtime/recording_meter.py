@@ -39,12 +39,18 @@ class TopicMeter:
         self.messages += 1
 
     def health(self, begin_ns: int, end_ns: int, lost: int = 0) -> TopicHealth:
-        """Return the figures over a span; silence at its begin and at its end counts as well."""
+        """Return the figures over a span; silence at its begin and at its end counts as well.
+
+        The rate is n - 1 periods over the time from the first to the last message, or n + 1 periods over the span where that is
+        less: a topic that began late or died has been silent at an end for longer than a period.
+        """
         span_ns = end_ns - begin_ns
         if not self.messages:
             return TopicHealth(0, 0.0, span_ns / 1e9, None, lost)
         gap_ns = max(self._gap_ns, self.first_ns - begin_ns, end_ns - self.last_ns)
         own_ns = self.last_ns - self.first_ns
         rate_hz = (self.messages - 1) * 1e9 / own_ns if own_ns else 0.0
+        if span_ns > own_ns:
+            rate_hz = min(rate_hz, (self.messages + 1) * 1e9 / span_ns)
         age_s = statistics.median(self._ages) / 1e9 if self._ages else None
         return TopicHealth(self.messages, rate_hz, gap_ns / 1e9, age_s, lost)

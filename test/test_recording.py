@@ -324,6 +324,17 @@ def test_published_is_recorded_and_reported_lost(tmp_path, clock):
     assert parse_yaml(custom(tmp_path)["ros_vdd.lost"]) == {"/joint_states": 5}
 
 
+def test_topics_found_later_share_the_memory_of_the_queue(tmp_path, clock):
+    recorder = make(tmp_path, clock, queue_mb=2 * 4 * len(DATA) / 1e6)  # four messages of each of two topics
+    for topic in ("/a", "/b"):
+        recorder.add_topic(topic, "sensor_msgs/msg/JointState")
+    take(recorder, [1])
+    recorder.start()
+    take(recorder, [2, 3, 4, 5])  # two of each of four
+    ask(recorder.stop())
+    assert parse_yaml(custom(tmp_path)["ros_vdd.lost_by_cause"]) == {"/joint_states": {"queue": 2}}
+
+
 def test_the_verdict_is_said_and_stored_with_its_reasons(tmp_path, clock):
     robot = robot_from_mapping({**to_plain(ROBOT), "quality": {"min_duration_s": 0.5}})
     topics = {f"/{topic}": type_name for topic, type_name in robot.topics().items()}

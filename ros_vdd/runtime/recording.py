@@ -92,7 +92,7 @@ class EpisodeRecorder:
         self._take: Take | None = None
         self._ended = ""  # why the last episode ended by itself, until the operator was told
         self._space_looked_ns, self._threaded = 0, threaded
-        self._queue = WriteQueue(options.queue_mb * 1e6 / max(len(topics), 1), self._idle, options.chunk_s / 2, threaded)
+        self._queue = WriteQueue(self._share(), self._idle, options.chunk_s / 2, threaded)
         self._post("recovering unfinished episodes", lambda: self.notes.extend(recover_all(root, options.ros_distro)))
 
     @property
@@ -118,6 +118,7 @@ class EpisodeRecorder:
         """
         definition_text(type_name)
         self.topics[topic] = type_name
+        self._queue.topic_bytes = self._share()
         if self._take is not None:
             add = partial(self._take.add_topic, topic, type_name, self._qos.get(topic, ()))
             self._post(f"taking in {topic}", add)
@@ -213,6 +214,9 @@ class EpisodeRecorder:
         reply = self.stop() if self.recording else None
         self._queue.close()
         return reply.result() if reply is not None else None
+
+    def _share(self) -> float:
+        return self._options.queue_mb * 1e6 / max(len(self.topics), 1)
 
     def _hand_over(self, take: Take, message: Received) -> None:
         take.losses.add("dds", message.topic, message.missing)

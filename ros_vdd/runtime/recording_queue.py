@@ -30,7 +30,9 @@ class WriteQueue:
     def __init__(
         self, topic_bytes: float, idle: Callable[[], None] = lambda: None, period_s: float = 0.05, threaded: bool = True
     ) -> None:
-        self._room, self._idle, self._period_s = topic_bytes, idle, period_s
+        self.topic_bytes = topic_bytes
+        """[bytes] room of one topic; a change holds for messages that come from now on."""
+        self._idle, self._period_s = idle, period_s
         self._waiting: deque[tuple[str, int, Callable[[], Any]]] = deque()
         self._bytes: Counter[str] = Counter()
         self._changed = threading.Condition()
@@ -49,7 +51,7 @@ class WriteQueue:
     def put(self, topic: str, size: int, action: Callable[[], Any]) -> bool:
         """Have a message written; return False, and forget it, where its topic has no room."""
         with self._changed:
-            if self._bytes[topic] + size > self._room and self._bytes[topic]:
+            if self._bytes[topic] + size > self.topic_bytes and self._bytes[topic]:
                 return False
             self._bytes[topic] += size
             self._waiting.append((topic, size, action))

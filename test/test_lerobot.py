@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ import pyarrow.parquet as pq  # noqa: E402
 import toy  # noqa: E402
 from make_lerobot import CAMERA, LENGTHS, TASKS, pictures, write_lerobot, write_video  # noqa: E402
 from ros_vdd.config import to_plain  # noqa: E402
+from ros_vdd.data import lerobot  # noqa: E402
 from ros_vdd.data.episode_check import check_episode  # noqa: E402
+from ros_vdd.data.episodes import Episode, stage_episode  # noqa: E402
+from ros_vdd.data.frame_file import frame_array  # noqa: E402
 from ros_vdd.data.lerobot import LeRobotReader, episodes_from_lerobot, is_lerobot  # noqa: E402
 from ros_vdd.errors import DataError  # noqa: E402
 from ros_vdd.streams.image_codec import decode_image  # noqa: E402
@@ -294,6 +298,22 @@ def test_pictures_embedded_in_the_table_are_read(tmp_path):
         pq.write_table(pq.read_table(path).append_column(CAMERA, pa.array(png)), path)
     for e, (arrays, _) in enumerate(read(tmp_path / "set")):
         np.testing.assert_array_equal(arrays["images.top"], pictures(LENGTHS[e], seed=e))
+
+
+def test_pictures_beyond_the_limit_wait_on_disk_and_are_the_same(root, monkeypatch, tmp_path):
+    expected = read(root)
+    (tmp_path / "waiting").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "waiting"))
+    picture = expected[0][0]["images.top"][0].nbytes
+    monkeypatch.setattr(lerobot, "frame_array", lambda shape: frame_array(shape, limit=min(LENGTHS) * picture))
+    found = read(root)
+    assert [isinstance(arrays["images.top"], np.memmap) for arrays, _ in found] == [n > min(LENGTHS) for n in LENGTHS]
+    assert not os.listdir(tmp_path / "waiting")
+    for (arrays, _), (whole, _) in zip(found, expected):
+        np.testing.assert_array_equal(arrays["images.top"], whole["images.top"])
+    longest = LENGTHS.index(max(LENGTHS))
+    stage_episode(toy.SEEING, tmp_path / "staged", found[longest][0], {})
+    np.testing.assert_array_equal(Episode(tmp_path / "staged")["images.top"], expected[longest][0]["images.top"])
 
 
 def test_columns_that_a_store_can_not_hold_are_left_out_and_told(tmp_path):

@@ -12,6 +12,19 @@ import numpy as np
 LIMIT_BYTES = 64 << 20
 
 
+def frame_array(shape: tuple[int, ...], limit: int = LIMIT_BYTES, folder: Path | None = None) -> np.ndarray:
+    """Return an array (N, H, W, 3) uint8 to be filled, beyond the limit mapped from a file without a name.
+
+    Args:
+        limit: [bytes] held in memory.
+        folder: for the file; None: that of temporary files.
+    """
+    if np.prod(shape, dtype=np.int64) <= limit:
+        return np.empty(shape, np.uint8)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".npy") as stream:  # stays mapped after its name is gone
+        return np.lib.format.open_memmap(stream.name, "w+", np.uint8, shape)
+
+
 class FrameFile:
     """Pictures by number.
 
@@ -42,11 +55,7 @@ class FrameFile:
 
     def gather(self, numbers: Sequence[int]) -> np.ndarray:
         """Return pictures (N, H, W, 3): an array, or beyond the limit one that is mapped from a file without a name."""
-        if len(numbers) <= self._most:
-            out = np.empty((len(numbers), *self._shape), np.uint8)
-        else:
-            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".npy") as stream:  # stays mapped after its name is gone
-                out = np.lib.format.open_memmap(stream.name, "w+", np.uint8, (len(numbers), *self._shape))
+        out = frame_array((len(numbers), *self._shape), self._most * self._size, self._folder)
         for k, number in enumerate(numbers):
             out[k] = self._picture(number)
         return out

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ros_vdd.data.frame_file import frame_array
 from ros_vdd.data.goals import encode_goals
 from ros_vdd.data.lerobot_check import metadata_warnings
 from ros_vdd.data.lerobot_episodes import LeRobotEpisode, read_episodes, read_tasks
@@ -171,13 +172,13 @@ class LeRobotReader:
         said = self.info.features[feature]
         as_is = bool(said.info.get(POLICY_VIEW))
         if said.dtype == "image":
-            frames = (embedded(cell, said.shape, feature) for cell in table[feature].take(seen).to_pylist())
+            frames = (embedded(table[feature][row].as_py(), said.shape, feature) for row in seen.tolist())
         elif feature not in episode.videos:
             raise DataError(f"'{self.info.root}', episode {episode.index}: the table of episodes names no video of '{feature}'")
         else:
             place = episode.videos[feature]
             frames = FrameReader(place.file, self.info.fps).at(place.start_s + times_s[seen])
-        out = np.empty((len(seen), *camera.output_shape), np.uint8)
+        out = frame_array((len(seen), *camera.output_shape))
         for k, frame in enumerate(frames):
             out[k] = policy_view(frame, camera, as_is, f"'{self.info.root}', feature '{feature}'")
         return out

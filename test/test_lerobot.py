@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -314,6 +315,17 @@ def test_pictures_beyond_the_limit_wait_on_disk_and_are_the_same(root, monkeypat
     longest = LENGTHS.index(max(LENGTHS))
     stage_episode(toy.SEEING, tmp_path / "staged", found[longest][0], {})
     np.testing.assert_array_equal(Episode(tmp_path / "staged")["images.top"], expected[longest][0]["images.top"])
+
+
+def test_a_disk_without_room_for_pictures_is_told(monkeypatch, tmp_path):
+    def full(descriptor, start, size):
+        assert size >= 5 * 48
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match="no room for 0 MB of pictures in '.*': .*No space left on device; free some"):
+        frame_array((5, 4, 4, 3), limit=100, folder=tmp_path)
+    assert not os.listdir(tmp_path)
 
 
 def test_columns_that_a_store_can_not_hold_are_left_out_and_told(tmp_path):

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ros_vdd.errors import DataError
 
 LIMIT_BYTES = 64 << 20
 
@@ -18,11 +21,20 @@ def frame_array(shape: tuple[int, ...], limit: int = LIMIT_BYTES, folder: Path |
     Args:
         limit: [bytes] held in memory.
         folder: for the file; None: that of temporary files.
+
+    Raises:
+        DataError: the disk has no room for them.
     """
     if np.prod(shape, dtype=np.int64) <= limit:
         return np.empty(shape, np.uint8)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".npy") as stream:  # stays mapped after its name is gone
-        return np.lib.format.open_memmap(stream.name, "w+", np.uint8, shape)
+        array = np.lib.format.open_memmap(stream.name, "w+", np.uint8, shape)
+        try:
+            os.posix_fallocate(stream.fileno(), 0, os.fstat(stream.fileno()).st_size)  # else a full disk is a bus error later
+        except OSError as error:
+            where, need = Path(stream.name).parent, array.nbytes / 1e6
+            raise DataError(f"no room for {need:.0f} MB of pictures in '{where}': {error}; free some or set TMPDIR") from error
+    return array
 
 
 class FrameFile:

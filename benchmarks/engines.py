@@ -96,6 +96,7 @@ def pictures(folder: Path, robot: RobotSpec) -> Path:
             for name, shape in shapes.items()
         }
         arrays["goal"] = np.eye(len(TASKS["tasks"]), dtype=np.float32)[rng.integers(0, 3, frames)]
+        arrays["stamp_ns"] = np.arange(frames) * robot.dt_ns
         arrays["action"] = rng.uniform(robot.action.lower, robot.action.upper, (frames, robot.action_size)).astype(np.float32)
         EpisodeWriter(store, robot).add(arrays, {"source": "random"})
     return store

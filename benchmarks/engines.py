@@ -88,7 +88,7 @@ def two_cameras() -> RobotSpec:
 def pictures(folder: Path, robot: RobotSpec) -> Path:
     """Return an episode store of random pictures, from which int8 takes its ranges where nothing was recorded."""
     store = folder / f"{robot.name}_random"
-    if not store.exists():
+    if not (store / "episode_000000").exists():
         rng, frames = np.random.default_rng(0), 64
         shapes = robot.observation_shapes()
         arrays: dict[str, np.ndarray] = {

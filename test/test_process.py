@@ -102,3 +102,13 @@ def test_a_signal_ends_a_node_that_waits_to_be_configured(module):
     code, said = stop(process, signal.SIGTERM)
     peer.close()
     assert code == 0 and "Traceback" not in said
+
+
+def test_a_message_that_nobody_sends_again_waits_for_its_reader():
+    from types import SimpleNamespace
+
+    from ros_vdd.nodes.process import await_reader
+
+    counts = iter([0, 0, 1])
+    assert await_reader(SimpleNamespace(get_subscription_count=lambda: next(counts)))
+    assert not await_reader(SimpleNamespace(get_subscription_count=lambda: 0), patience_s=0.02)

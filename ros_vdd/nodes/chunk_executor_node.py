@@ -25,7 +25,7 @@ from ros_vdd.errors import ConfigError, RosVddError
 from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, JOINT_STATE_QOS, command_message
 from ros_vdd.nodes.parameters import Parameter
-from ros_vdd.nodes.process import publish, run
+from ros_vdd.nodes.process import await_reader, publish, run
 from ros_vdd.nodes.robot_description import await_description
 from ros_vdd.runtime.chunking import read_chunk
 from ros_vdd.runtime.command import FIRST_JUMP
@@ -169,6 +169,8 @@ class ChunkExecutor:
         with self._lock:
             motion, refusal = self._execution.command(now_ns)
         if motion is not None:
+            if self._lock_step and self._execution.counts["commands"] <= 1:  # the first, which nobody sends again
+                await_reader(self._publisher)
             publish(self._node, self._publisher, command_message(self._robot.action, motion, now_ns))
         self._reasons.append(refusal)
 

@@ -23,7 +23,7 @@ from ros_vdd.errors import ConfigError, PolicyError
 from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE_QOS, LATCHED_QOS, chunk_message, json_message
 from ros_vdd.nodes.parameters import Parameter
-from ros_vdd.nodes.process import publish, run
+from ros_vdd.nodes.process import await_reader, publish, run
 from ros_vdd.nodes.transport import image_problem
 from ros_vdd.runtime import fallback
 from ros_vdd.runtime.choice import RULES, ChoiceConfig
@@ -82,7 +82,7 @@ class PolicyWork:
         self._monitor = _open_monitor(bundle, parameters.backend) if parameters.monitor else None
         self._figures: dict[str, Any] = dict.fromkeys(self._monitor.keys if self._monitor else ())
         self._strange: str | None = None  # the warning that is in force
-        self._chunks, self._expert = 0, None
+        self._chunks, self._expert, self._lock_step = 0, None, parameters.equal_stamps
         self._latency_ms, self._compute_ms = Window(), Window()
         self._status.robot = self._robot.name
         self._chunk_publisher = node.create_lifecycle_publisher(JointTrajectory, "action_chunk", COMMAND_QOS)
@@ -176,6 +176,8 @@ class PolicyWork:
 
     def _publish(self, plan: Plan) -> None:
         """Publish a chunk, then what belongs to it but not into the command."""
+        if self._lock_step and not self._chunks:
+            await_reader(self._chunk_publisher)
         publish(self._node, self._chunk_publisher, chunk_message(plan.chunk))
         latency_ms = (self._node.get_clock().now().nanoseconds - plan.chunk.stamp_ns) / 1e6
         compute_ms = (time.perf_counter() - plan.received_s) * 1e3

@@ -125,3 +125,16 @@ def publish(node: Node, publisher: Publisher, message: Any) -> None:
     except Exception:  # RCLError isn't public
         if node.context.ok():
             raise
+
+
+def await_reader(publisher: Publisher, patience_s: float = 5.0) -> bool:
+    """Wait until somebody listens, and return whether somebody does.
+
+    What a reliable publisher sends before it knows a reader is lost to it. A simulator in lock-step waits for that one message.
+    """
+    until = time.monotonic() + patience_s
+    while not publisher.get_subscription_count():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True

@@ -40,7 +40,7 @@ demo: $(VENV)/.run-time ## real ROS 2, the simulator and the shipped policy, clo
 	@$(VENV)/bin/ros-vdd demo $(DEMO_ARGS)
 
 test: $(VENV)/.everything ## all tests
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(TEST_ARGS)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(TEST_ARGS)
 
 setup: $(VENV)/.everything ## everything into .venv: run time, simulators, training, tests
 

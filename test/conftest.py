@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import pathlib
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -12,3 +16,21 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 # A domain of this test run: two runs on one machine don't hear each other (101 is the last safe one on Linux).
 os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 101))
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, where it is installed
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Of several pytest processes let one run all that starts ROS nodes, which mostly wait; keep the others' files whole."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "ros" if _starts_nodes(config.rootpath / path) else path
+
+    return Scheduling(config, log)
+
+
+@functools.cache
+def _starts_nodes(path: pathlib.Path) -> bool:
+    return 'importorskip("rclpy"' in path.read_text()

@@ -256,6 +256,19 @@ class Engine:
 def load(bundle):
     return Engine(onnxruntime.load(bundle))
 '''
+SLOW_ENGINE = '''
+import time
+from ros_vdd.backends import onnxruntime
+
+class Engine:
+    """Answers at its leisure: so long after the one before it was given up that the node tells its status in between."""
+
+    def __init__(self, engine):
+        self.name, self.run = "lab.slow", lambda inputs: time.sleep(0.3) or engine.run(inputs)
+
+def load(bundle):
+    return Engine(onnxruntime.load(bundle))
+'''
 
 
 @pytest.mark.parametrize(
@@ -267,9 +280,11 @@ def test_an_engine_that_fails_in_the_middle_hands_over_and_chunks_go_on(failure,
     (tmp_path / "lab").mkdir()
     (tmp_path / "lab" / "__init__.py").touch()
     (tmp_path / "lab" / "engine.py").write_text(LAB_ENGINE.replace("FAILURE", failure))
+    (tmp_path / "lab" / "slow.py").write_text(SLOW_ENGINE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    order = {"backend": "lab.engine", "fallback": "nothing_like_it, onnxruntime", "engine_timeout_s": 0.5, "max_skew_s": 0.0}
+    order = {"backend": "lab.engine", "fallback": "nothing_like_it, lab.slow", "engine_timeout_s": 0.5, "max_skew_s": 0.0}
     process, peer = start("policy_node", "handover", policy=policy, **order), Peer("handover")
+    states = peer.hear_status("policy_node")
     chunks, diagnostics = peer.hear(JointTrajectory, "action_chunk"), peer.hear(DiagnosticArray, "/diagnostics")
 
     def engine():
@@ -278,10 +293,11 @@ def test_an_engine_that_fails_in_the_middle_hands_over_and_chunks_go_on(failure,
 
     ticks = iter(range(peer.now_ns(), peer.now_ns() + 10**14, DT))
     peer.until(lambda: len(chunks) > 15, lambda: peer.publish(next(ticks)))
-    peer.until(lambda: engine() == "onnxruntime", lambda: peer.publish(next(ticks)))
+    peer.until(lambda: engine() == "lab.slow", lambda: peer.publish(next(ticks)))
     count = len(chunks)
     peer.until(lambda: len(chunks) > count + 2, lambda: peer.publish(next(ticks)))
     peer.close()
     status, said = stop(process)
     assert status == 0 and said.count("out of service") == 2  # the one that doesn't exist, and the one that failed
     assert told in said and "nothing_like_it" in said
+    assert not {"inference_failed", "inference_hangs"} & {state["code"] for state in states}  # the next engine has its time, too

@@ -169,7 +169,7 @@ class ChunkExecutor:
         with self._lock:
             motion, refusal = self._execution.command(now_ns)
         if motion is not None:
-            if self._lock_step and self._execution.counts["commands"] <= 1:  # the first, which nobody sends again
+            if self._lock_step:
                 await_reader(self._publisher)
             publish(self._node, self._publisher, command_message(self._robot.action, motion, now_ns))
         self._reasons.append(refusal)

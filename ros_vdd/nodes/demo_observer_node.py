@@ -51,8 +51,9 @@ class DemoObserverNode(Node):
         super().destroy_node()
 
     def _listen_to_simulator(self) -> None:
-        """Subscribe to results once the policy's topics have matched: the simulator waits for that reader to begin."""
-        if all(map(self.count_publishers, map(self.resolve_topic_name, POLICY_TOPICS))):
+        """Subscribe to results once the policy's topics have matched, and the executor's: the simulator waits for that reader."""
+        topics = [self.resolve_topic_name(topic) for topic in POLICY_TOPICS]
+        if all(map(self.count_publishers, topics)) and self.count_subscribers(topics[0]) > 1:  # the executor listens, too
             self._matching.cancel()
             self.create_subscription(String, "sim_bridge_node/result", self._take_result, LATCHED_QOS)
 

@@ -44,7 +44,7 @@ PARAMETERS = (
     Parameter("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
     Parameter("fallback", "", "engines that take over in this order when the one before fails, with commas between them"),
-    Parameter("engine_timeout_s", 1.0, "how long an engine may take for a chunk before its fallback answers, or it is told; 0 for ever [s]", 0.0, 600.0),
+    Parameter("engine_timeout_s", 1.0, "how long an engine may take for a chunk until the next answers, or all have failed; 0 for ever [s]", 0.0, 600.0),
     Parameter("choice", "argmax", "which expert acts; sticky, gumbel, coherent and committed commit", choices=RULES),
     Parameter("temperature", 1.0, "of sample, gumbel and coherent: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
     Parameter("sticky_margin", 1.0, "of choice sticky: by how much another expert must lead [nats]", 0.0, 100.0),
@@ -99,7 +99,7 @@ class PolicyWork:
             replan_steps,
             self._publish,
             parameters.settle_s,
-            answer_s=parameters.engine_timeout_s,
+            answer_s=parameters.engine_timeout_s * (1 + len(self._engine.spares)),  # each may be asked in turn
         )
         self._rates = {intake.name: Rate() for intake in observer.intakes}
         self._watch = PlanWatch(self._monitor, self._judged) if self._monitor else None
@@ -176,7 +176,7 @@ class PolicyWork:
 
     def _publish(self, plan: Plan) -> None:
         """Publish a chunk, then what belongs to it but not into the command."""
-        if self._lock_step and not self._chunks:
+        if self._lock_step:
             await_reader(self._chunk_publisher)
         publish(self._node, self._chunk_publisher, chunk_message(plan.chunk))
         latency_ms = (self._node.get_clock().now().nanoseconds - plan.chunk.stamp_ns) / 1e6

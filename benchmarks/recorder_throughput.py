@@ -41,10 +41,13 @@ class Source:
         """Wait until it has done what it was told, and return how many messages it has published since it began."""
         return json.loads(self._child.stdout.readline())["published"]
 
-    def kill(self) -> None:
-        """End the process."""
-        self._child.kill()
-        self._child.wait()
+    def close(self) -> None:
+        """End the process, so that it takes its shared memory with it; kill it where it doesn't."""
+        try:
+            self._child.communicate("end\n", timeout=ANSWER_S)
+        except (subprocess.TimeoutExpired, OSError):
+            self._child.kill()
+            self._child.wait()
 
 
 class Operator:
@@ -99,7 +102,7 @@ def _run(args: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any
         finally:
             operator.close()
             for source in sources:
-                source.kill()
+                source.close()
         bag = Bag.open(folder / "bench" / "episode_000000")
         return {**result, "topics": _topics(bag, result.pop("before"), result.pop("after")), "custom": _custom(bag)}
 

@@ -171,6 +171,23 @@ def test_a_silence_grows_from_look_to_look(live):
     assert gaps == [1.0, 2.0, 3.0]
 
 
+def test_a_silence_that_spans_a_look_is_told_once(live):
+    said = []
+    for ms in [*range(0, 850, 100), *range(1150, 3000, 100)]:  # 350 ms of silence, of which the look at 1 s sees 200
+        if ms > 1000 * (len(said) + 1):
+            said.append(live.changes(live.findings(live.look({CAMERA: ""}, (len(said) + 1) * SECOND))))
+        live.hear(CAMERA, ms * MS, None, 0)
+    said.append(live.changes(live.findings(live.look({CAMERA: ""}, 3 * SECOND))))
+    limit_s = load_robot("pusht").cameras["top"].max_age_s
+    assert 0.2 < limit_s < 0.35
+    assert said == [[], [f"{CAMERA} silent for 0.35 s, limit {limit_s:g} s"], [f"{CAMERA} is well again (silent before)"]]
+
+
+def test_a_topic_that_never_came_is_silent_since_the_beginning(live):
+    gaps = [live.look({CAMERA: ""}, second * SECOND)[CAMERA].largest_gap_s for second in (1, 2)]
+    assert gaps == [1.0, 2.0]
+
+
 def test_a_slow_and_an_old_topic_are_told_with_their_limits():
     plain = {**to_plain(load_robot("pusht")), "quality": {"min_rate_hz": {"camera/image_raw": 20.0}}}
     live = LiveCheck(robot_from_mapping(plain), 0)

@@ -31,9 +31,10 @@ class LiveCheck:
     def __init__(self, robot: RobotSpec, now_ns: int) -> None:
         self._quality: QualitySpec = robot.quality
         self._limits = gap_limits(robot.quality, robot)
-        self._began_ns = now_ns
+        self._born_ns = self._began_ns = now_ns
         self._meters: dict[str, TopicMeter] = {}
-        self._last_ns: dict[str, int] = {}
+        self._last_ns: dict[str, int] = {}  # of each topic the newest message
+        self._earlier_ns: dict[str, int] = {}  # the newest before the last look
         self._lost: Counter[str] = Counter()
         self._known: dict[tuple[str, str], str] = {}
 
@@ -49,17 +50,21 @@ class LiveCheck:
         self._lost[topic] += count
 
     def look(self, topics: Mapping[str, str], now_ns: int) -> dict[str, TopicHealth]:
-        """Return the figures of all topics since the last look, and begin anew; a silence counts from its beginning."""
+        """Return the figures of all topics since the last look, and begin anew; a silence counts from its beginning.
+
+        One that is over and was told at the last look doesn't count again.
+        """
         healths = {}
         for topic in topics:
-            begin_ns = min(self._began_ns, self._last_ns.get(topic, self._began_ns))
             meter = self._meters.get(topic, TopicMeter())
-            begin_ns = begin_ns if not meter.messages else min(self._began_ns, meter.first_ns)
+            told_and_over = meter.messages > 0 and (topic, "silent") in self._known
+            begin_ns = meter.first_ns if told_and_over else self._earlier_ns.get(topic, self._born_ns)
             health = meter.health(begin_ns, now_ns, self._lost[topic])
             seconds = (now_ns - self._began_ns) / 1e9
             rate_hz = health.messages / seconds if seconds > 0 else 0.0
             healths[topic] = TopicHealth(health.messages, rate_hz, health.largest_gap_s, health.age_s, health.lost)
         self._began_ns, self._meters, self._lost = now_ns, {}, Counter()
+        self._earlier_ns = dict(self._last_ns)
         return healths
 
     def findings(self, healths: Mapping[str, TopicHealth]) -> list[Finding]:

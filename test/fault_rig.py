@@ -337,13 +337,15 @@ class Rig:
 
     def _take_command(self, message: JointTrajectory) -> None:
         stamp_s = message.header.stamp.sec + message.header.stamp.nanosec / 1e9
-        if abs(stamp_s - self.now_s()) > 10:  # it was on its way when the clock was set
+        if stale := abs(stamp_s - self.now_s()) > 10:  # it was on its way when the clock was set
             stamp_s += self._set_by_s
         positions = np.array([point.positions for point in message.points])
         velocities = np.array([point.velocities for point in message.points])
         after_s = [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
         self._watch_lateness(self.now_s() - stamp_s)
-        if wrong := self._ill_formed(stamp_s, positions, velocities) or self._jump(stamp_s, positions[0], velocities[0]):
+        wrong = self._ill_formed(stamp_s, positions, velocities) or self._jump(stamp_s, positions[0], velocities[0])
+        self._set = self._set and stale
+        if wrong:
             since_s = stamp_s - self._before[0] if self._before else 0.0
             rested = "after rest" if self.arm.rests(stamp_s) else "in motion"
             self.jumps.append(f"command {len(self.commands)}, {since_s:.3f} s after the one before, {rested}: {wrong}")
@@ -379,7 +381,6 @@ class Rig:
         self.judged += 1
         away = np.abs(position - self.arm.at(stamp_s + PERIOD_S)).max()
         late_s, unknown_s = (LOOKAHEAD_S, LOOKAHEAD_S) if self._set else (PERIOD_S, 0.0)  # how long setting took, no clock tells
-        self._set = False
         if away > 1.5 * FASTEST * late_s:  # a command may also come late by most of a period
             return f"{away:.4f} away from where the arm would be"
         if self._before is None or self.arm.rests(stamp_s):

@@ -360,8 +360,3 @@ def test_a_student_that_doesnt_renoise_is_refused():
     policy.config = type(policy.config)(**{**vars(policy.config), "walk": "euler"})
     with pytest.raises(ConfigError, match="'policy.walk' is 'euler'; DMD2 trains a student that walks by 'renoise'"):
         dmd2.Method(dmd2.Options(), policy, toy.network("diffusion"))
-
-
-def test_a_few_step_student_is_no_teacher():
-    with pytest.raises(ConfigError, match="the teacher is a few-step student.*give its own teacher"):
-        method(toy.network("few_step", seed=2))

@@ -309,6 +309,33 @@ def test_validation_leaves_nothing_in_the_buffer(batch):
     assert int(method.source.buffer.count) > 0
 
 
+@pytest.mark.parametrize(
+    "changes, asked",
+    [
+        ({"grid": 4, "sampler": {"steps": 2}}, "3.49"),
+        ({"grid": 8, "sampler": {"steps": 2, "sigma_max": 2.0}}, "2"),
+        ({"grid": 8, "sampler": {"steps": 4}}, "9.97"),
+    ],
+    ids=["grid", "range", "steps"],
+)
+def test_a_stage_that_would_ask_its_teacher_where_it_was_never_trained_is_refused(changes, asked):
+    """Such a teacher answers anything: its levels are those of its walk of 4 over a grid of 8."""
+    teacher = student("euler", seed=1, grid=8, sampler={"steps": 4})
+    progressive.Method(progressive.Options(), student("euler", grid=8, sampler={"steps": 2}), teacher)
+    with pytest.raises(ConfigError, match=rf"would be asked at {asked}[0-9.]*; expected its own 'policy.grid' 8"):
+        progressive.Method(progressive.Options(), student("euler", **changes), teacher)
+
+
+@pytest.mark.parametrize("name", ["consistency", "lcm", "ctm", "dmd2", "vdd"])
+def test_a_few_step_student_is_no_teacher_of_a_method_that_asks_between_its_levels(name):
+    from ros_vdd import methods
+
+    module = methods.find(name)
+    policy = toy.network(module.KIND, **toy.FEW_STEPS.get(name, {}))
+    with pytest.raises(ConfigError, match=f"the teacher is a few-step student.*{name} asks at others; give its own teacher"):
+        module.Method(build(module.Options, toy.OPTIONS.get(name, {})), policy, student("euler", seed=1))
+
+
 @pytest.mark.parametrize("name", ["progressive", "consistency", "lcm", "ctm", "dmd2"])
 def test_a_mode_teacher_serves_as_any_other(name, batch):
     from ros_vdd import methods

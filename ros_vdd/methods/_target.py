@@ -20,6 +20,7 @@ from torch import Tensor
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.methods._few_step import follow, masked_mean, require_frozen_encoders, validated
 from ros_vdd.methods._states import StateSource
+from ros_vdd.methods._teacher import require_any_level
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.few_step import FewStepPolicy
 
@@ -53,6 +54,7 @@ class TargetMethod:
     """
 
     def __init__(self, options, policy: FewStepPolicy, teacher: DiffusionPolicy):
+        require_any_level(teacher, type(self).__module__.rpartition(".")[2])
         require_frozen_encoders(policy)
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)

@@ -32,6 +32,7 @@ from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
 from ros_vdd.methods._few_step import descend, masked_mean
 from ros_vdd.methods._states import Shares, StateSource
+from ros_vdd.methods._teacher import require_any_level
 from ros_vdd.networks.mlp import DenoiserMLP
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.few_step import FewStepPolicy
@@ -91,8 +92,7 @@ class Method:
     def __init__(self, options: Options, policy: FewStepPolicy, teacher: DiffusionPolicy):
         if policy.config.walk != "renoise":
             raise ConfigError(f"'policy.walk' is '{policy.config.walk}'; DMD2 trains a student that walks by 'renoise'")
-        if teacher.kind == "few_step":
-            raise ConfigError("the teacher is a few-step student and knows the levels of its walk only; give its own teacher")
+        require_any_level(teacher, "dmd2")
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)
         self.levels = _known(policy, teacher)

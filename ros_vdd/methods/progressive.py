@@ -23,6 +23,7 @@ from ros_vdd.diffusion.sampling import euler_step
 from ros_vdd.errors import ConfigError
 from ros_vdd.methods._few_step import masked_mean, require_frozen_encoders, validated
 from ros_vdd.methods._states import Shares, StateSource
+from ros_vdd.methods._teacher import require_levels
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.few_step import FewStepPolicy
 
@@ -59,6 +60,7 @@ class Method:
                 f"'policy.grid' is {config.grid}; expected 'sampler.steps' {config.sampler.steps} times 'options.substeps' "
                 f"{options.substeps}, or a multiple: the levels that the teacher steps on"
             )
+        require_levels(teacher, policy.grid[: -1 : self.stride])
         require_frozen_encoders(policy)
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher, self.stride)

@@ -25,6 +25,7 @@ from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.schedule import log_uniform_sigmas
 from ros_vdd.errors import ConfigError
 from ros_vdd.methods._start import start_experts
+from ros_vdd.methods._teacher import require_any_level
 from ros_vdd.methods.em import best_expert_rmse, usage
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.mixture import Mixture, MixturePolicy
@@ -76,6 +77,7 @@ class Method:
     """VDD of a mixture policy from a frozen diffusion teacher; both see the same observations."""
 
     def __init__(self, options: Options, policy: MixturePolicy, teacher: DiffusionPolicy):
+        require_any_level(teacher, "vdd")
         self.options, self.policy, self.teacher = options, policy, teacher
         self._grid = None if teacher.levels is None else _between(teacher.levels, options.sigma_min, options.sigma_max)
         self._score = teacher.score if options.score_rule == "corrected" else teacher.released_score

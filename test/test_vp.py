@@ -228,6 +228,18 @@ def test_a_level_between_two_is_taken_for_the_nearer_in_ratio(policy):
     assert torch.equal(policy.score(a, asked, context), policy.score(a, policy.nearest_level(asked), context))
 
 
+def test_between_its_levels_a_clean_estimate_is_that_of_gaussian_data(policy):
+    """Few-step students ask at levels of their own. With F = 0 the teacher knows N(0, sd^2): D = sd^2 / (sd^2 + sigma^2) a."""
+    with torch.no_grad():
+        for parameter in policy.denoiser.network.leave.parameters():
+            parameter.zero_()
+    policy.config = replace(policy.config, sampler=replace(policy.config.sampler, clip=False))
+    sigma = torch.tensor([0.02, 0.3, 1.2, 9.0, 20.0])  # of levels from 0.21 to 163
+    a = (0.25 + sigma.square()).sqrt()[:, None] * torch.linspace(-2, 2, 40).reshape(5, 8)
+    expected = (0.25 / (0.25 + sigma.square()))[:, None] * a
+    torch.testing.assert_close(policy.clean(a, sigma, policy.context(observed())), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_ve_policy_knows_every_level_and_one_score():
     policy = toy.network("diffusion")
     assert torch.equal(policy.nearest_level(torch.tensor([0.123, 4.56])), torch.tensor([0.123, 4.56]))

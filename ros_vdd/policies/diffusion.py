@@ -157,9 +157,12 @@ class DiffusionPolicy(Policy):
     def clean(self, a: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """Return clean estimates `(B, D)` of chunks noised at levels sigma `(B,)`, cut to [-1, 1] where `sampler.clip`; detached.
 
-        It is a + sigma^2 score(a), Tweedie's formula, so any policy with a score has one.
+        It is a + sigma^2 score(a), Tweedie's formula, so any policy with a score has one. Between the levels of a VP policy the score
+        of the nearest one, s, is taken (sd^2 + s^2) / (sd^2 + sigma^2) times: exact where actions are N(0, sd^2).
         """
-        estimate = a + sigma[:, None].square() * self.score(a, sigma, context)
+        known, spread = self.nearest_level(sigma), self.config.sigma_data**2
+        step = sigma.square() * ((spread + known.square()) / (spread + sigma.square()))
+        estimate = a + step[:, None] * self.score(a, sigma, context)
         return reflected(estimate, 1.0 if self.config.sampler.clip else None)
 
     @torch.no_grad()

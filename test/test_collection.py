@@ -189,6 +189,15 @@ def test_a_ring_comes_back_from_a_checkpoint_whatever_it_held():
     assert not again.empty and torch.equal(again.draw(5, Draws(0))["images.top"], ring.draw(5, Draws(0))["images.top"])
 
 
+def test_a_ring_comes_back_on_the_device_that_it_is_on():
+    """A buffer on the CPU beside a policy on a GPU ends a resumed run at its first step; the meta device stands for the GPU."""
+    ring, again = Ring(4), Ring(4).to("meta")
+    ring.add({"x": torch.ones(2, 3)})
+    with pytest.warns(UserWarning, match="no-op"):
+        again.load_state_dict(ring.state_dict())
+    assert {value.device.type for value in again.state_dict().values()} == {"meta"}
+
+
 @pytest.mark.parametrize("wrong", [{"share": 0.6}, {"share": 0.0}, {"every": 0}, {"episodes": 0}, {"keep": 0}, {"at_once": 0}])
 def test_settings_without_meaning_are_refused(wrong):
     with pytest.raises(ConfigError, match=f"'{next(iter(wrong))}'"):

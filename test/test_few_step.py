@@ -16,7 +16,7 @@ from ros_vdd.data.dataset import Windows  # noqa: E402
 from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.methods import progressive  # noqa: E402
-from ros_vdd.methods._states import BUFFER, FORWARD, STUDENT, TEACHER, Buffer, Shares, States, StateSource  # noqa: E402
+from ros_vdd.methods._states import BUFFER, FORWARD, STUDENT, TEACHER, Shares, StateSource  # noqa: E402
 from ros_vdd.policies.few_step import FewStepConfig, FewStepPolicy  # noqa: E402
 
 WALKS = ("euler", "renoise", "jump", "posterior")
@@ -205,24 +205,27 @@ def test_shares_without_meaning_are_refused(wrong):
         build(Shares, wrong)
 
 
-def test_the_buffer_gives_back_states_with_their_observations():
-    ring = Buffer(4)
-    place = torch.arange(6.0)
-    source = torch.full((6,), STUDENT)
-    ring.keep(States(place[:, None], place.long(), 10 * place[:, None], 20 * place[:, None], source), torch.arange(6))
-    empty = States(torch.zeros(64, 1), torch.zeros(64).long(), torch.zeros(64, 1), torch.zeros(64, 1), torch.full((64,), BUFFER))
-    back = ring.recall(empty, torch.arange(64), Draws(0))
-    assert set(back.x[:, 0].tolist()) == {2.0, 3.0, 4.0, 5.0}  # the oldest two made room
-    assert torch.equal(back.context, 10 * back.x) and torch.equal(back.teacher_context, 20 * back.x)
-    assert torch.equal(back.index, back.x[:, 0].long())
+def test_the_buffer_gives_back_rolled_out_states_with_their_observations(batch):
+    policy = student().train()
+    source = StateSource(build(Shares, {"forward": 0.0, "student": 0.5, "buffer": 0.5}), policy, toy.network("diffusion"))
+    clean, index = policy.from_chunk(batch["actions"]), torch.full((16,), 2)
+    first = source.draw(batch, index, clean, Draws(0), 1.0)
+    rolled = first.source == STUDENT
+    assert source.buffer.held == rolled.sum() > 3
+    other = {**batch, "state": batch["state"] + 1.0}
+    states = source.draw(other, index, clean, Draws(1), 1.0)
+    back = states.source == BUFFER
+    assert 3 < back.sum() < 16
+    kept = [torch.cat([part[rolled] for part in (first.x, first.context, first.teacher_context)], dim=1)]
+    for row in torch.cat([part[back] for part in (states.x, states.context, states.teacher_context)], dim=1):
+        assert (row == kept[0]).all(dim=1).any()
+    assert torch.equal(states.context[~back], policy.context(other)[~back])
 
 
-def test_the_buffer_survives_a_checkpoint():
-    ring, other = Buffer(4), Buffer(4)
-    place = torch.arange(3.0)
-    ring.keep(States(place[:, None], place.long(), place[:, None], place[:, None], torch.full((3,), STUDENT)), torch.arange(3))
-    other.load_state_dict(ring.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(ring.state_dict().values(), other.state_dict().values()))
+def test_several_processes_share_no_buffer(batch):
+    source = StateSource(build(Shares, {"forward": 0.5, "student": 0.3, "buffer": 0.2}), student(), toy.network("diffusion"))
+    with pytest.raises(ConfigError, match="'states.buffer' is 0.2, for 2 processes"):
+        source.draw(batch, torch.full((16,), 2), torch.zeros(16, 8), Draws(0, 1, 2), 1.0)
 
 
 def test_an_empty_buffer_leaves_forward_states(batch):

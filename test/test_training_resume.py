@@ -83,6 +83,21 @@ def test_a_run_killed_at_any_step_ends_as_the_unbroken_one(name, configured, tmp
         assert [k for k in got if got[k] != expected[k]] == [], f"killed before step {step}"
 
 
+SOURCES = {"forward": 0.25, "teacher": 0.25, "student": 0.25, "buffer": 0.25, "warmup": 0.0, "capacity": 6}
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if "states" in methods.find(n).Options.__dataclass_fields__])
+def test_states_that_were_reached_before_a_kill_are_remembered(name, configured, tmp_path):
+    shares = {**SOURCES, "forward": 0.5, "buffer": 0.0} if name == "dmd2" else SOURCES
+    config = configured(name, options={**toy.OPTIONS.get(name, {}), "states": shares})
+    train(config, tmp_path / "unbroken")
+    with toy.killed_before(3):
+        train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed")
+    assert result(tmp_path / "killed") == result(tmp_path / "unbroken")
+    assert name == "dmd2" or "companion.buffer.x" in result(tmp_path / "killed")
+
+
 def test_a_run_killed_twice_ends_as_the_unbroken_one(configured, tmp_path):
     config = configured()
     train(config, tmp_path / "unbroken")

@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.sampling import euler_step, rows
 from ros_vdd.errors import ConfigError
+from ros_vdd.methods._ring import Ring
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.few_step import FewStepPolicy
 
 FORWARD, TEACHER, STUDENT, BUFFER = range(4)
+_KEPT = ("x", "context", "teacher_context", "index")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class StateSource:
     def __init__(self, shares: Shares, policy: FewStepPolicy, teacher: DiffusionPolicy, stride: int = 1):
         self.shares, self.policy, self.teacher, self.stride = shares, policy, teacher, stride
         self.grid = policy.grid
-        self.buffer = Buffer(shares.capacity) if shares.buffer else None
+        self.buffer = Ring(shares.capacity) if shares.buffer else None
 
     @torch.no_grad()
     def draw(self, batch: Mapping[str, Tensor], index: Tensor, clean: Tensor, draws: Draws, progress: float) -> States:
@@ -153,49 +155,23 @@ class StateSource:
         """Keep what was rolled out, and exchange the rows of the buffer's share for earlier ones."""
         if self.buffer is None:
             return states
-        recalled = self.buffer.recall(states, (states.source == BUFFER).nonzero()[:, 0], draws)
+        if draws.world > 1:
+            raise ConfigError(
+                f"'states.buffer' is {self.shares.buffer}, for {draws.world} processes; each would remember its own rows only, and a "
+                "checkpoint those of one. Leave the buffer out, or start it without torchrun"
+            )
+        recalled = self._recalled(states, draws)
         if self.policy.training:  # validation leaves nothing behind
-            self.buffer.keep(states, ((states.source == TEACHER) | (states.source == STUDENT)).nonzero()[:, 0])
+            mine = ((states.source == TEACHER) | (states.source == STUDENT)).nonzero()[:, 0]
+            if len(mine):
+                self.buffer.add({name: getattr(states, name)[mine] for name in _KEPT})
         return recalled
 
-
-class Buffer(nn.Module):
-    """The newest states that were rolled out, with their observations: a ring, a module so that checkpoints keep it."""
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity = capacity
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
-        for name in ("x", "context", "teacher_context", "index"):
-            self.register_buffer(name, torch.zeros(0))
-
-    def keep(self, states: States, mine: Tensor) -> None:
-        """Put the rows `mine` of states into the ring."""
-        if not len(mine):
-            return
-        places = (self.count + torch.arange(len(mine), device=mine.device)) % self.capacity
-        for name in ("x", "context", "teacher_context", "index"):
-            value = getattr(states, name)
-            if not len(getattr(self, name)):
-                setattr(self, name, value.new_zeros((self.capacity, *value.shape[1:])))
-            getattr(self, name)[places] = value[mine]
-        self.count += len(mine)
-
-    def recall(self, states: States, mine: Tensor, draws: Draws) -> States:
-        """Return states whose rows `mine` are drawn from the ring; while it is empty they stay forward states."""
-        held = min(int(self.count), self.capacity)
-        drawn = draws.integers(max(held, 1), (len(states.x),))[mine]
-        if not held or not len(mine):
-            return states._replace(source=torch.where(states.source == BUFFER, FORWARD, states.source))
-        fields = {}
-        for name in ("x", "context", "teacher_context", "index"):
-            value = getattr(states, name).clone()
-            value[mine] = getattr(self, name)[drawn]
-            fields[name] = value
-        return states._replace(**fields)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        for name in ("x", "context", "teacher_context", "index"):  # their sizes are known only after the first states
-            if prefix + name in state_dict:
-                setattr(self, name, torch.zeros_like(state_dict[prefix + name]))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _recalled(self, states: States, draws: Draws) -> States:
+        """Return states whose rows of the buffer's share are earlier ones; while there are none they stay forward states."""
+        mine = states.source == BUFFER
+        if self.buffer.empty:
+            return states._replace(source=torch.where(mine, FORWARD, states.source))
+        rows = self.buffer.draw(len(mine), draws)
+        flat = {"index": mine}  # the others are (B, ...)
+        return states._replace(**{n: torch.where(flat.get(n, mine[:, None]), rows[n], getattr(states, n)) for n in _KEPT})

@@ -206,7 +206,7 @@ def test_the_student_begins_where_start_says(store, tmp_path):
 
 def test_a_killed_run_by_the_best_ends_as_the_unbroken_one(store, tmp_path):
     toy.policy(tmp_path / "teacher", "diffusion")
-    options = {**toy.OPTIONS["dxdp"], "improve": "best", "candidates": 3}
+    options = {"keep": 20, "critic": CRITIC, "improve": "best", "candidates": 3}
     values = toy.config("dxdp", "few_step", store.root, {"steps": 4}, teacher=str(tmp_path / "teacher"), options=options)
     config = build(TrainConfig, values)
     TrainingRun(config, str(tmp_path / "unbroken"), progress=False).run()
@@ -244,6 +244,23 @@ def test_episodes_are_needed_and_only_for_who_learns_from_them(store, tmp_path, 
 def test_options_without_meaning_are_refused(key, value):
     with pytest.raises(ConfigError, match=f"'{key}'"):
         Options(**{key: value})
+
+
+@pytest.mark.parametrize("idle", [{"train_sigma": True}, {"tau_entropy": 0.1}, {"tau_velocity": 0.1}, {"time_cost": 1.0}])
+def test_what_would_change_nothing_beside_the_best_is_refused(idle):
+    name, value = next(iter(idle.items()))
+    with pytest.raises(ConfigError, match=f"'improve' is 'best'.*; '{name}' {value} would change nothing"):
+        Options(improve="best", **idle)
+    Options(**idle)
+
+
+def test_only_a_critic_that_was_trained_is_brought_along():
+    fields = {"walk": "posterior", "sampler": SAMPLER, "critic": CRITIC}
+    method(toy.network("few_step", **fields))  # of random weights
+    begun = toy.network("few_step", **fields)
+    torch.nn.init.zeros_(begun.critic.leave[1].weight)
+    with pytest.raises(ConfigError, match="'policy.critic' is given, and dxdp doesn't train it"):
+        method(begun)
 
 
 def test_a_student_that_cannot_be_trained_so_is_refused():

@@ -340,6 +340,28 @@ def test_a_few_step_student_is_no_teacher_of_a_method_that_asks_between_its_leve
 
 
 @pytest.mark.parametrize("name", ["progressive", "consistency", "lcm", "ctm", "dmd2"])
+def test_a_critic_that_no_one_would_train_is_refused(name):
+    """It would be exported, say 0 of every chunk, and a node would watch by it."""
+    from ros_vdd import methods
+
+    module = methods.find(name)
+    policy = toy.network("few_step", critic={"width": 8, "depth": 1}, **toy.FEW_STEPS.get(name, {}))
+    with pytest.raises(ConfigError, match=f"'policy.critic' is given, and {name} doesn't train one"):
+        module.Method(build(module.Options, toy.OPTIONS.get(name, {})), policy, toy.network("diffusion"))
+
+
+def test_the_figures_of_the_sources_pass_over_padded_steps(batch):
+    figures, padded = [], 1 - batch["mask"].repeat_interleave(2, dim=1)
+    assert padded.any()
+    for wrong in (0.0, 9.0):
+        method = stage()
+        label = method.label
+        method.label = lambda *given, label=label, wrong=wrong: (label(*given)[0], label(*given)[1] + wrong * padded)
+        figures.append(method.loss(batch, Draws(2))[1])
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("name", ["progressive", "consistency", "lcm", "ctm", "dmd2"])
 def test_a_mode_teacher_serves_as_any_other(name, batch):
     from ros_vdd import methods
 

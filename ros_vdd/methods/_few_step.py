@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
+from ros_vdd.policies.few_step import FewStepPolicy
 from ros_vdd.policies.policy import Policy, flat_mask
 
 
@@ -42,6 +43,16 @@ def require_frozen_encoders(policy: Policy) -> None:
         raise ConfigError(
             "'freeze_encoder' is false; this method keeps the teacher's image encoders as they are: set freeze_encoder: true"
         )
+
+
+def require_no_critic(policy: FewStepPolicy, method: str) -> None:
+    """Refuse a student with a critic that its method doesn't train: it would be exported and tell every chunk the same energy.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    if policy.config.critic is not None:
+        raise ConfigError(f"'policy.critic' is given, and {method} doesn't train one; leave it out (method dxmi does)")
 
 
 @torch.no_grad()

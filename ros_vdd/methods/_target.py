@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ros_vdd.diffusion.draws import Draws
-from ros_vdd.methods._few_step import follow, masked_mean, require_frozen_encoders, validated
+from ros_vdd.methods._few_step import follow, masked_mean, require_frozen_encoders, require_no_critic, validated
 from ros_vdd.methods._states import StateSource
 from ros_vdd.methods._teacher import require_any_level
 from ros_vdd.policies.diffusion import DiffusionPolicy
@@ -54,7 +54,9 @@ class TargetMethod:
     """
 
     def __init__(self, options, policy: FewStepPolicy, teacher: DiffusionPolicy):
-        require_any_level(teacher, type(self).__module__.rpartition(".")[2])
+        name = type(self).__module__.rpartition(".")[2]
+        require_any_level(teacher, name)
+        require_no_critic(policy, name)
         require_frozen_encoders(policy)
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)

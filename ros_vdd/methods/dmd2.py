@@ -30,7 +30,7 @@ from torch.nn.functional import softplus
 from ros_vdd.diffusion.denoiser import Denoiser
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._few_step import descend, masked_mean
+from ros_vdd.methods._few_step import descend, masked_mean, require_no_critic
 from ros_vdd.methods._states import Shares, StateSource
 from ros_vdd.methods._teacher import require_any_level
 from ros_vdd.networks.mlp import DenoiserMLP
@@ -93,6 +93,7 @@ class Method:
         if policy.config.walk != "renoise":
             raise ConfigError(f"'policy.walk' is '{policy.config.walk}'; DMD2 trains a student that walks by 'renoise'")
         require_any_level(teacher, "dmd2")
+        require_no_critic(policy, "dmd2")
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher)
         self.levels = _known(policy, teacher)

@@ -85,6 +85,12 @@ class Options(Costs):
             raise ConfigError(f"'keep' is {self.keep}, 'candidates' {self.candidates}; expected at least 1, and at least 2")
         if min(self.trust, self.hold) < 0:
             raise ConfigError(f"'trust' is {self.trust}, 'hold' {self.hold}; expected at least 0")
+        idle = [name for name in ("train_sigma", "tau_entropy", "tau_velocity", "time_cost") if getattr(self, name)]
+        if self.improve == "best" and idle:
+            raise ConfigError(
+                f"'improve' is 'best', which moves chunks towards better ones and asks for no cost of a step; '{idle[0]}' "
+                f"{getattr(self, idle[0])} would change nothing: leave it out, or take improve: gradient"
+            )
         for name in ("practice", "critic_keep"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}; expected 0 up to below 1")
@@ -129,6 +135,8 @@ class Method:
             raise ConfigError(
                 "'freeze_encoder' is false; dxdp keeps features of what was observed, which must stay: freeze_encoder: true"
             )
+        if policy.config.critic is not None and not policy.critic.trained:
+            raise ConfigError("'policy.critic' is given, and dxdp doesn't train it; leave it out, or bring a trained one by 'start'")
         self.options, self.policy, self.teacher = options, policy, teacher
         sizes, device = options.critic, policy.action_normalizer.low.device
         with torch.random.fork_rng([]):  # the same networks whatever was drawn before

@@ -21,7 +21,7 @@ from torch import Tensor
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.diffusion.sampling import euler_step
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._few_step import masked_mean, require_frozen_encoders, validated
+from ros_vdd.methods._few_step import masked_mean, require_frozen_encoders, require_no_critic, validated
 from ros_vdd.methods._states import Shares, StateSource
 from ros_vdd.methods._teacher import require_levels
 from ros_vdd.policies.diffusion import DiffusionPolicy
@@ -61,6 +61,7 @@ class Method:
                 f"{options.substeps}, or a multiple: the levels that the teacher steps on"
             )
         require_levels(teacher, policy.grid[: -1 : self.stride])
+        require_no_critic(policy, "progressive")
         require_frozen_encoders(policy)
         self.options, self.policy, self.teacher = options, policy, teacher
         self.source = StateSource(options.states, policy, teacher, self.stride)
@@ -82,7 +83,8 @@ class Method:
         errors = (policy.denoiser(states.x, sigma, states.context) - target).square()
         weight = (policy.config.sigma_data / sigma).square().clamp(min=1.0)
         loss = masked_mean(weight[:, None] * errors, mask, draws)
-        return loss, {"loss": loss.item(), **self.source.figures(states, errors.mean(dim=1))}
+        rows = (errors * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        return loss, {"loss": loss.item(), **self.source.figures(states, rows)}
 
     @torch.no_grad()
     def label(self, x: Tensor, index: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

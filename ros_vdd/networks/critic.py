@@ -42,6 +42,11 @@ class Critic(nn.Module):
         scale = (torch.tensor(levels).square() + sigma_data**2).rsqrt()
         self.register_buffer("scale", scale, persistent=False)
 
+    @property
+    def trained(self) -> bool:
+        """Return whether it tells anything apart; before its first training step it doesn't."""
+        return bool(self.leave[1].weight.any())
+
     def forward(self, x: Tensor, step: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
         """Return V `(B,)` of states x `(B, D)` at step `(B,)` from 0 to T, under condition `(B, O)`.
 

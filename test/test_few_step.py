@@ -339,6 +339,31 @@ def test_a_few_step_student_is_no_teacher_of_a_method_that_asks_between_its_leve
         module.Method(build(module.Options, toy.OPTIONS.get(name, {})), policy, student("euler", seed=1))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("progressive", "states.forward"),
+        ("consistency", "target_decay"),
+        ("ctm", "dsm_weight"),
+        ("dmd2", "fake_learning_rate"),
+        ("dmd2", "adversarial"),
+        ("dxmi", "gamma"),
+        ("dxmi", "tau_entropy"),
+        ("dxmi", "critic_learning_rate"),
+        ("dxdp", "trust"),
+        ("dxdp", "hold"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(name, key, value):
+    """YAML has .nan and .inf, and of NaN no comparison is true."""
+    from ros_vdd import methods
+
+    outer, _, inner = key.partition(".")
+    with pytest.raises(ConfigError, match=f"'{inner or outer}' "):
+        build(methods.find(name).Options, {outer: {inner: value} if inner else value})
+
+
 @pytest.mark.parametrize("name", ["progressive", "consistency", "lcm", "ctm", "dmd2"])
 def test_a_critic_that_no_one_would_train_is_refused(name):
     """It would be exported, say 0 of every chunk, and a node would watch by it."""

@@ -59,10 +59,10 @@ class Costs:
 
     def __post_init__(self):
         for name in ("tau_entropy", "tau_velocity", "time_cost"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}; expected at least 0")
         for name in ("critic_learning_rate", "critic_clip_norm", "sigma_learning_rate"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}; expected above 0")
         if not 0 <= self.velocity_keep <= 1 or self.critic_updates < 1:
             raise ConfigError(

@@ -47,7 +47,7 @@ class Shares:
 
     def __post_init__(self):
         shares = (self.forward, self.teacher, self.student, self.buffer)
-        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        if not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # of NaN nothing is true
             raise ConfigError(
                 f"'forward' {self.forward}, 'teacher' {self.teacher}, 'student' {self.student}, 'buffer' {self.buffer}: "
                 "expected shares of at least 0 that add up to 1"

@@ -14,6 +14,7 @@ L_dsm as in Prasad et al. 2024 (Consistency Policy, arXiv 2405.07503), which has
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,7 +56,7 @@ class Options:
     def __post_init__(self):
         if self.teacher_steps < 1:
             raise ConfigError(f"'teacher_steps' is {self.teacher_steps}; expected at least 1")
-        if self.dsm_weight < 0:
+        if not 0 <= self.dsm_weight < math.inf:
             raise ConfigError(f"'dsm_weight' is {self.dsm_weight}; expected at least 0")
         if not 0 <= self.target_decay < 1:
             raise ConfigError(f"'target_decay' is {self.target_decay}; expected 0 (the last step's student) up to below 1")

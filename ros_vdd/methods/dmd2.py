@@ -19,6 +19,7 @@ actions and "sigma2". Differs: a separate discriminator of one logit a chunk, no
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -67,9 +68,9 @@ class Options:
         if self.fake_steps < 1:
             raise ConfigError(f"'fake_steps' is {self.fake_steps}; expected at least 1")
         for name in ("fake_learning_rate", "discriminator_learning_rate"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}; expected above 0")
-        if self.adversarial < 0:
+        if not 0 <= self.adversarial < math.inf:
             raise ConfigError(f"'adversarial' is {self.adversarial}; expected at least 0")
         if self.states.buffer:
             raise ConfigError(f"'states.buffer' is {self.states.buffer}; expected 0: the fake denoiser knows the newest student")

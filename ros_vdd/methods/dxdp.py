@@ -21,6 +21,7 @@ bootstrapping, since episodes have few decisions; the second rule, after best-of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ class Options(Costs):
             raise ConfigError(f"'discount' is {self.discount}; expected above 0, up to 1")
         if self.keep < 1 or self.candidates < 2:
             raise ConfigError(f"'keep' is {self.keep}, 'candidates' {self.candidates}; expected at least 1, and at least 2")
-        if min(self.trust, self.hold) < 0:
+        if not (0 <= self.trust < math.inf and 0 <= self.hold < math.inf):
             raise ConfigError(f"'trust' is {self.trust}, 'hold' {self.hold}; expected at least 0")
         idle = [name for name in ("train_sigma", "tau_entropy", "tau_velocity", "time_cost") if getattr(self, name)]
         if self.improve == "best" and idle:

@@ -13,6 +13,7 @@ Source: Yoon et al. 2024 (DxMI, arXiv 2407.00626), algorithm 1; `ros_vdd.methods
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ class Options(Costs):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.gamma <= 0:
+        if not 0 < self.gamma < math.inf:
             raise ConfigError(f"'gamma' is {self.gamma}; expected above 0, or energies have no bound")
 
 

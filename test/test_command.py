@@ -8,7 +8,9 @@ import pytest
 from test_limits import DT, chunk, robot
 
 from ros_vdd.runtime.command import Commander
-from ros_vdd.runtime.reasons import Reason
+from ros_vdd.runtime.execution import ExecutionConfig
+from ros_vdd.runtime.reasons import Reason, Refusal
+from ros_vdd.runtime.splicing import SpliceConfig
 from ros_vdd.streams.spec import SafeAction
 
 MEASURED = np.array([0.1, 0.2])
@@ -159,3 +161,64 @@ def test_a_chunk_that_is_never_commanded_has_no_latency():
     made.receive(PLAN)
     made.command(30 * DT, MEASURED)
     assert made.latency_ms.percentile(50) is None
+
+
+def test_after_a_pause_no_command_goes_farther_than_any_other():
+    made = commander(max_velocity=[1.0, 1.0], command_rate_hz=100.0)
+    made.receive(chunk(np.full((10, 2), 0.9)))
+    times = [0, DT // 10, 2 * DT // 10, 7 * DT // 10, 8 * DT // 10]  # four slots are missed
+    commands = np.array([made.command(now, MEASURED).positions for now in times])
+    assert np.abs(np.diff([MEASURED, *commands], axis=0)).max() <= 0.01 + 1e-12
+
+
+def test_a_simulation_whose_time_leaps_is_followed_at_the_largest_velocity():
+    robot_spec = robot(max_velocity=[1.0, 1.0], command_rate_hz=100.0)
+    made = ExecutionConfig().commander(robot_spec, measured=True, real_time=False)
+    made.receive(chunk(np.full((10, 2), 0.9)))
+    commands = np.array([made.command(now, MEASURED).positions for now in (0, DT // 2, DT)])
+    np.testing.assert_allclose(np.diff(commands, axis=0), 0.05)
+
+
+GRIPPER = {"switched": ["y"], "lower": [-1.0, 0.0]}
+
+
+@pytest.mark.parametrize("code", [Reason.CHUNK_EXPIRED, Reason.PROTECTIVE_STOP])
+def test_a_gripper_is_held_where_it_was_commanded_and_not_where_what_it_holds_stops_it(code):
+    made = moving(**GRIPPER)
+    if code is Reason.PROTECTIVE_STOP:
+        made.forbid(Refusal(code, "pressed"))
+    held = made.command(10 * DT if code is Reason.CHUNK_EXPIRED else DT, MEASURED)
+    assert held.refusal.code is code
+    np.testing.assert_array_equal(held.positions, [MEASURED[0], PLAN.actions[0, 1]])
+
+
+@pytest.mark.parametrize("accelerations", [{}, {"max_acceleration": [100.0, 100.0]}], ids=["steps", "smooth"])
+def test_a_gripper_goes_on_from_where_it_was_commanded_until_plans_are_forgotten(accelerations):
+    """What it holds keeps it at 1.0 though it is told 0.0; a start from there would let go."""
+    made = commander(max_velocity=[1.0, 1.0], **GRIPPER, **accelerations)
+    measured, closed = np.array([0.1, 1.0]), chunk(np.full((20, 2), [0.1, 0.0]))
+    made.receive(closed)
+    for k in range(100):
+        made.command(k * DT, measured)
+    assert not made.moving
+    made.receive(dataclasses.replace(closed, stamp_ns=100 * DT))
+    assert abs(made.command(100 * DT, measured).positions[1]) < 1e-6
+    made.forbid(None)  # by ~/reset or ~/enable: a hand may have been at the gripper
+    for k in range(101, 200):
+        made.command(k * DT, measured)
+    made.forbid(None)
+    made.receive(dataclasses.replace(closed, stamp_ns=200 * DT))
+    assert made.command(200 * DT, measured).positions[1] > 0.85
+
+
+def test_a_blend_never_leaves_the_limits():
+    """At full speed just below the limit, then told to stand at it: a blend that keeps the velocity would swing beyond."""
+    action = robot(max_velocity=[3.0, 3.0], command_rate_hz=100.0, interpolation="linear")
+    made, found, period = Commander(action, splicing=SpliceConfig("blend", 0.2)), [], DT // 10
+    made.receive(chunk([[k * 0.1, 0.0] for k in range(1, 11)]))
+    for now in range(0, 20 * DT, period):
+        if now == 98 * period:
+            made.receive(dataclasses.replace(chunk(np.tile([1.0, 0.0], (10, 1))), stamp_ns=now))
+        command = made.command(now, np.zeros(2))
+        found += [] if command.positions is None else [command.positions[0]]
+    assert 0.99 < max(found) <= 1.0

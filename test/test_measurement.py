@@ -5,9 +5,12 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from test_limits import robot
 from test_smooth_command import DT, T_NS, commander, plan
 
+from ros_vdd.runtime.chunking import ActionChunk
+from ros_vdd.runtime.execution import Execution, ExecutionConfig
 from ros_vdd.runtime.measurement import MeasuredPosition
 from ros_vdd.runtime.reasons import Reason
 from ros_vdd.streams.spec import JointStateSpec
@@ -51,3 +54,35 @@ def test_a_robot_begins_anew_where_it_rests_and_not_where_it_was_measured_on_the
             made.receive(plan(k, now, start=place, size=0.2))
         now += T_NS
     assert found.count(False) > 1
+
+
+def test_of_a_clock_that_is_ahead_an_old_sample_is_not_taken_for_a_fresh_one():
+    """Stamps 3 s ahead: the sample stamped now was measured 3 s ago, and would be held or started from."""
+    ahead, measured = 30 * DT, MeasuredPosition(SPEC, real_time=True)
+    for k in range(60):
+        usable = measured.push("arm", joints(k * DT + ahead, 0.01 * k, 0.0), k * DT)
+        assert not usable and measured.at(k * DT) is None
+    assert "the header's stamp is 3 s ahead of this node's clock, limit 0.5 s" in measured.missing(60 * DT)
+    assert measured.push("arm", joints(60 * DT, 0.6, 0.0), 60 * DT) and measured.at(60 * DT) is not None
+    assert measured.missing(60 * DT) == ""
+
+
+def test_in_lock_step_stamps_are_compared_with_no_clock():
+    measured = MeasuredPosition(SPEC)
+    assert measured.push("arm", joints(5 * DT, 0.1, 0.2), 10**18) and measured.at(5 * DT) is not None
+
+
+@pytest.mark.parametrize("now, since, told", [(0, 0, "never received"), (20, 0, "1 s old, limit 0.5 s"), (12, 11, "came to rest")])
+def test_what_is_missing_is_told(now, since, told):
+    measured = MeasuredPosition(SPEC)
+    if now:
+        measured.push("arm", joints(10 * DT, 0.25, 0.5), 10 * DT)
+    assert measured.at(now * DT, since * DT) is None and told in measured.missing(now * DT, since * DT)
+
+
+def test_a_refusal_says_which_joint_is_not_measured_and_why():
+    made = Execution(SPEC, ExecutionConfig())
+    made.take_joint_state("arm", joints(10 * DT, 0.25, 0.5), 10 * DT)
+    made.take_chunk(ActionChunk(20 * DT, DT, ("x", "y"), np.zeros((8, 2))))
+    refusal = made.command(20 * DT).refusal
+    assert refusal.code is Reason.NO_MEASUREMENT and "position of joint 'x': 1 s old, limit 0.5 s" in refusal.detail

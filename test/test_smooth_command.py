@@ -19,7 +19,7 @@ DT, RATE = 100_000_000, 100.0
 T_NS = round(1e9 / RATE)
 LIMITS = {"max_velocity": [1.0, 2.0], "max_acceleration": [4.0, 8.0], "command_rate_hz": RATE, "interpolation": "cubic"}
 BLEND = SpliceConfig("blend", 0.2)
-ACTION = ("type", "max_jerk", "switched", "max_acceleration", "continuous", "lower", "upper")
+ACTION = ("type", "max_velocity", "max_jerk", "switched", "max_acceleration", "continuous", "lower", "upper")
 
 
 def commander(safe="hold", positions=None, splicing=BLEND, lookahead=1, **options):
@@ -278,3 +278,29 @@ def test_of_three_thousand_bad_chunks_nothing_reaches_the_command():
 def test_a_look_ahead_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="lookahead"):
         commander(lookahead=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_jerk": (100.0, 200.0)}], ids=["plain", "jerk"])
+@pytest.mark.parametrize("ended", [True, False], ids=["the plan is over", "the plan goes on"])
+def test_after_a_long_pause_a_robot_that_is_told_positions_alone_starts_from_rest(ended, options):
+    """It stood at the last position meanwhile: no command may ask for the velocity of before."""
+    made, now = commander(type="std_msgs/msg/Float64MultiArray", **options), 0
+    made.receive(ActionChunk(0, DT, ("x", "y"), np.linspace(0, 1, 16)[:, None] * [0.9, 0.9]))
+    while now < 5 * DT:
+        before = made.command(now, np.zeros(2)).motion
+        now += T_NS
+    assert before.velocities[0, 0] > 0.3
+    now += 80 * T_NS if ended else 30 * T_NS
+    motion = made.command(now, before.positions[0]).motion
+    steps = 0.0 if motion is None else np.abs(motion.positions[0] - before.positions[0]) * RATE
+    assert (steps <= np.array([4.0, 8.0]) / RATE + 1e-9).all()
+
+
+def test_commands_that_the_limits_keep_behind_the_plan_are_counted():
+    line = np.linspace(0, 0.8, 16)[:, None] * [1.0, 0.0]
+    for fastest, slowed in ((1.0, False), (0.2, True)):
+        made = commander(max_velocity=(fastest, 2.0), max_acceleration=(100.0, 100.0))
+        made.receive(ActionChunk(0, DT, ("x", "y"), line))
+        for now in range(0, 9 * DT, T_NS):
+            made.command(now, line[0])
+        assert (made.gate.slowed > 30) is slowed and (slowed or made.gate.slowed == 0)

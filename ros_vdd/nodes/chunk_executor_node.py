@@ -76,7 +76,8 @@ class ChunkExecutor:
         _check_trigger(parameters.trigger, parameters.replan_steps, self._robot)
         named = [field.name for field in dataclasses.fields(ExecutionConfig)]
         config = ExecutionConfig(**{name: getattr(parameters, name) for name in named})
-        self._execution = Execution(self._robot, config)
+        self._paced = not (self._lock_step or node.get_parameter("use_sim_time").value)
+        self._execution = Execution(self._robot, config, real_time=self._paced)
         self._commander = self._execution.commander
         self._lock = threading.Lock()  # around both
         self._reasons: deque[Refusal | None] = deque(maxlen=1000)  # of the command thread, to be told
@@ -96,7 +97,6 @@ class ChunkExecutor:
         node.create_timer(1.0, self._diagnose, clock=steady)
         self._period_ns, self._priority = round(1e9 / command.command_rate_hz), parameters.realtime_priority
         self._pacer: Pacer | None = None  # of the time since the newest activation
-        self._paced = not (self._lock_step or node.get_parameter("use_sim_time").value)
         if not self._lock_step and not self._paced:  # a simulation's time, at its own speed
             node.create_timer(self._period_ns / 1e9, lambda: self._active and self._tick())
         node.create_timer(_TELL_S, self._tell, clock=steady)

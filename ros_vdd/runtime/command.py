@@ -43,6 +43,8 @@ class Commander:
 
     Called from one thread only, the executor's. The first motion after stillness starts from the measured position where the
     robot file declares `max_velocity` or `max_acceleration`: never a jump. Without them there is no such guard.
+    Joints that the robot file calls `switched`, such as grippers, are held where they were commanded, and start from there until plans are
+    forgotten: a gripper that holds something is measured farther open, and would let go.
 
     Args:
         robot: limits, interpolation, velocities and safe action
@@ -52,6 +54,8 @@ class Commander:
         lookahead: commands of the plan in each motion before its stop begins
         first_jump: how far the first action may be away from the measured position, as a fraction of a joint's range
         measured: whether a motion needs a fresh measurement all the time; only where all action joints are measured
+        longest_ns: of a robot without `max_acceleration`, the time that one command may make up for, [ns]; None for a command period:
+            after a pause no command goes farther than any other
     """
 
     def __init__(
@@ -63,19 +67,22 @@ class Commander:
         lookahead: int = 1,
         first_jump: float = FIRST_JUMP,
         measured: bool = False,
+        longest_ns: int | None = None,
     ):
         if lookahead < 1:
             raise ConfigError(f"'lookahead' is {lookahead}; expected at least 1 command")
         self.gate = SafetyGate(robot, margin)
         self.splicer = Splicer(robot.action, splicing)
         self._smooth = robot.action.max_acceleration is not None
-        self._drive = SmoothDrive(robot, lookahead) if self._smooth else SteppingDrive(self.gate)
+        self._drive = SmoothDrive(robot, self.gate, lookahead) if self._smooth else SteppingDrive(self.gate)
         self._safe, self._needs_measurement = robot.safe_action, measured
         self._joints = robot.action.joints
         self._reach = first_jump * np.subtract(robot.action.upper, robot.action.lower)
         self._endless = np.array([joint in robot.action.continuous for joint in robot.action.joints])
+        self._switched = np.array([joint in robot.action.switched for joint in robot.action.joints])
         self._dt_ns = robot.dt_ns
         self._period_ns = round(1e9 / robot.action.command_rate_hz)
+        self._longest_ns = longest_ns or self._period_ns
         kept = _ENSEMBLE if splicing.method == "ensemble" else 2
         self._buffer = ChunkBuffer(round(robot.safe_action.stale_chunk_s * 1e9), use_steps, kept)
         self._refused: Refusal | None = None  # why the newest chunk was refused, until a valid one arrives
@@ -84,6 +91,7 @@ class Commander:
         self._due_ns = 0  # when the next command is, if none is missed
         self._rests_ns = 0  # when the last motion is over
         self._followed_ns: int | None = None  # stamp of the chunk in force
+        self._left: np.ndarray | None = None  # (A,) commanded last, unless all was forgotten since
         self.latency_ms = Window()
         """From the stamp of an observation to the first command of its chunk, [ms]."""
 
@@ -118,7 +126,7 @@ class Commander:
         self._buffer.clear()
         self._refused = None
         if not self._drive.moving:
-            self._now_ns, self._rests_ns = None, 0  # the clock may begin anew
+            self._now_ns, self._rests_ns, self._left = None, 0, None  # the clock may begin anew, and hands may have been at work
 
     def forbid(self, refusal: Refusal | None) -> None:
         """Bring the robot to its safe action and keep it there, whatever chunks arrive, until None is given; plans are forgotten."""
@@ -143,8 +151,10 @@ class Commander:
             measured: fresh measured position of the action joints, (A,), or None where there is none
         """
         command = self._decide(now_ns, measured)
-        if command.motion is not None and self._smooth:
-            self._rests_ns = now_ns + len(command.motion.positions) * self._period_ns
+        if command.motion is not None:
+            self._left = command.motion.positions[-1]
+            if self._smooth:
+                self._rests_ns = now_ns + len(command.motion.positions) * self._period_ns
         return command
 
     def _decide(self, now_ns: int, measured: np.ndarray | None) -> Command:
@@ -164,7 +174,8 @@ class Commander:
     def _start(self, chunks: list[ActionChunk], now_ns: int, measured: np.ndarray | None) -> Refusal | None:
         """Begin to move from the measured position, or say why that is refused."""
         self.splicer.reset()
-        if not self._drive.start(measured):
+        begun = measured if measured is None or self._left is None else np.where(self._switched, self._left, measured)
+        if not self._drive.start(begun):
             return Refusal(Reason.NO_MEASUREMENT, "the first command must start where the robot is")
         if measured is None:
             return None
@@ -199,7 +210,7 @@ class Commander:
         missed = max(0, (now_ns - self._due_ns) // self._period_ns)
         self._due_ns = min(self._due_ns + missed * self._period_ns, now_ns) + self._period_ns
         self._drive.skip(missed)
-        return min(now_ns - previous_ns, max(self._period_ns, self._dt_ns))
+        return min(now_ns - previous_ns, self._longest_ns)
 
     def _stop(self, refusal: Refusal, measured: np.ndarray | None, elapsed_ns: int) -> Command:
         """Return the safe action while the robot moves, else nothing."""
@@ -212,7 +223,7 @@ class Commander:
             target = np.asarray(self._safe.positions, dtype=np.float64)
             turns = np.rint((self._drive.position - target) / TURN) * TURN
             return Command(self._drive.approach(np.where(self._endless, target + turns, target), elapsed_ns), refusal)
-        motion = self._drive.hold(measured)
+        motion = self._drive.hold(measured if measured is None else np.where(self._switched, self._drive.position, measured))
         if motion is None and measured is None and not self._smooth:  # an old or invented position would be a motion
             refusal = Refusal(refusal.code, f"{refusal.detail}; no fresh measured position to hold")
         return Command(motion, refusal)

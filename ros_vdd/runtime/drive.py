@@ -19,6 +19,7 @@ from ros_vdd.streams.spec import RobotSpec
 
 
 _ARRIVED = 1e-9  # [action unit]
+_BEHIND = 1e-12  # [action unit^2]; rounding leaves less
 
 
 class Motion(NamedTuple):
@@ -89,7 +90,7 @@ class SteppingDrive:
         else:
             still = np.zeros_like(self._previous)
             splicer.join(chunks, now_ns, Reference(self._previous, still if self._velocity is None else self._velocity))
-            target = splicer.at(now_ns).position
+            target = self._gate.inside(splicer.at(now_ns).position)  # a blend may swing beyond
             target = self._gate.limit_step(target, self._previous, elapsed_ns)
             self._velocity = (target - self._previous) / (elapsed_ns / 1e9) if elapsed_ns else self._velocity
         self._previous = target
@@ -118,12 +119,13 @@ class SmoothDrive:
 
     Args:
         robot: its action declares `max_acceleration`.
+        gate: counts.
         lookahead: commands of the plan in each motion before its stop begins, at least 1.
     """
 
-    def __init__(self, robot: RobotSpec, lookahead: int = 1):
+    def __init__(self, robot: RobotSpec, gate: SafetyGate, lookahead: int = 1):
         period_s = 1.0 / robot.action.command_rate_hz
-        self._limiter, self._lookahead = MotionLimiter(robot.action, period_s), lookahead
+        self._gate, self._limiter, self._lookahead = gate, MotionLimiter(robot.action, period_s), lookahead
         self._period_ns = round(1e9 * period_s)
         self._lag_ns = round(self._limiter.lag_s * 1e9)
         self._whole = robot.action.type == "trajectory_msgs/msg/JointTrajectory"
@@ -151,14 +153,22 @@ class SmoothDrive:
         state, states = self._state, []
         for k in range(1, self._lookahead + 1):
             then_ns = begun_ns + k * self._period_ns
-            state = self._limiter.follow(state, *splicer.at(then_ns)) if then_ns < end_ns else self._limiter.brake(state)
+            wanted = splicer.at(then_ns) if then_ns < end_ns else None
+            state = self._limiter.brake(state) if wanted is None else self._limiter.follow(state, *wanted)
+            if k == 1 and wanted is not None:
+                behind = wanted.position - state.recent[-1]
+                self._gate.slowed += bool(behind @ behind > _BEHIND)
             states.append(state)
         self._state, self._ahead = states[0], states[1:]
         return self._motion(states)
 
     def skip(self, periods: int) -> None:
+        if not periods:
+            return
         if not self._whole:
-            return  # it stays at the position that was commanded last
+            if periods >= len(self._limiter.stop(self._state)[0]):  # it has stood at the position that was commanded last
+                self._state = self._limiter.at_rest(self._state.position)
+            return
         for _ in range(periods):
             if not self._ahead and self._state.resting:
                 return

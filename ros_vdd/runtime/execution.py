@@ -39,8 +39,8 @@ class ExecutionConfig:
     first_jump: float = FIRST_JUMP
     watch: bool = True
 
-    def commander(self, robot: RobotSpec, measured: bool) -> Commander:
-        """Return what commands the robot; `measured` tells whether all its action joints are measured.
+    def commander(self, robot: RobotSpec, measured: bool, real_time: bool = True) -> Commander:
+        """Return what commands the robot; see `Execution`. `measured` tells whether all its action joints are measured.
 
         Raises:
             ConfigError: a setting has no meaning.
@@ -55,6 +55,7 @@ class ExecutionConfig:
             max(1, round(self.lookahead_s * robot.action.command_rate_hz)),
             self.first_jump,
             measured and self.watch,
+            None if real_time else max(robot.dt_ns, round(1e9 / robot.action.command_rate_hz)),
         )
 
 
@@ -64,6 +65,8 @@ class Execution:
     Args:
         robot: limits, rates, states and safe action.
         config: the settings.
+        real_time: whether commands are asked for once a period by the clock that joint states are stamped with. A simulation's time leaps:
+            one command may then go as far as in a policy period, and stamps are compared with no clock.
 
     Attributes:
         commander: what commands the robot.
@@ -71,9 +74,9 @@ class Execution:
         asked_ns: newest joint-state stamp, [ns], or None; in lock-step its command may have to wait for a chunk.
     """
 
-    def __init__(self, robot: RobotSpec, config: ExecutionConfig):
-        self._measured = MeasuredPosition(robot)
-        self.commander = config.commander(robot, self._measured.complete)
+    def __init__(self, robot: RobotSpec, config: ExecutionConfig, real_time: bool = True):
+        self._measured = MeasuredPosition(robot, real_time)
+        self.commander = config.commander(robot, self._measured.complete, real_time)
         self.counts = dict.fromkeys(("chunks", "chunks_refused", "chunks_late", "commands", "safe_actions"), 0)
         self.asked_ns: int | None = None
         self._answered_ns: int | None = None  # newest joint-state stamp that got its command
@@ -102,7 +105,11 @@ class Execution:
 
     def command(self, now_ns: int) -> Command:
         """Decide for one instant, see `Commander.command`."""
-        command = self.commander.command(now_ns, self._measured.at(now_ns, self.commander.rested_ns))
+        rested_ns = self.commander.rested_ns
+        command = self.commander.command(now_ns, self._measured.at(now_ns, rested_ns))
+        if command.refusal and command.refusal.code is Reason.NO_MEASUREMENT:
+            why = f"{command.refusal.detail}; {self._measured.missing(now_ns, rested_ns)}"
+            command = command._replace(refusal=Refusal(Reason.NO_MEASUREMENT, why))
         if command.motion is not None:
             self._answered_ns = self.asked_ns
             self.counts["safe_actions" if command.refusal else "commands"] += 1

@@ -40,10 +40,12 @@ class SafetyGate:
         self._lower = np.asarray(robot.action.lower, dtype=np.float64)
         self._upper = np.asarray(robot.action.upper, dtype=np.float64)
         self._slack = margin * (self._upper - self._lower)
+        endless = np.array([joint in robot.action.continuous for joint in robot.action.joints])  # their limits are those of one turn
+        self._floor, self._ceiling = np.where(endless, -np.inf, self._lower), np.where(endless, np.inf, self._upper)
         velocity = robot.action.max_velocity
         self._max_velocity = None if velocity is None else np.asarray(velocity, dtype=np.float64)
         self.clamped = 0  # chunks in which a position was clamped
-        self.slowed = 0  # commands that were shortened to the largest velocity
+        self.slowed = 0  # commands that the limits of motion keep behind the plan
 
     @property
     def limits_velocity(self) -> bool:
@@ -63,6 +65,10 @@ class SafetyGate:
         inside = np.clip(actions, self._lower, self._upper)
         self.clamped += bool((inside != actions).any())
         return replace(chunk, joints=self._joints, actions=inside)
+
+    def inside(self, position: np.ndarray) -> np.ndarray:
+        """Return the position within the limits that is nearest to one; (A,)."""
+        return np.minimum(np.maximum(position, self._floor), self._ceiling)
 
     def limit_step(self, target: np.ndarray, previous: np.ndarray, elapsed_ns: int) -> np.ndarray:
         """Move from `previous` towards `target` no further than the largest velocity allows; (A,)."""

@@ -25,7 +25,7 @@ class ReplayedExecution:
     """
 
     def __init__(self, robot: RobotSpec, config: ExecutionConfig, lock_step: bool):
-        self._execution, self._lock_step = Execution(robot, config), lock_step
+        self._execution, self._lock_step = Execution(robot, config, not lock_step), lock_step
         self._period_ns = round(1e9 / robot.action.command_rate_hz)
         self._code: str | None = Reason.NO_CHUNK.value  # why nothing of a plan is commanded now
         self._interventions: Counter[str] = Counter()

@@ -21,6 +21,7 @@ from ros_vdd.offline.training_run import TrainingRun  # noqa: E402
 from ros_vdd.training.config import TrainConfig  # noqa: E402
 
 RECIPES = [(name, kind) for name in methods.names() for kind in getattr(methods.find(name), "KINDS", [methods.find(name).KIND])]
+STUDENTS = [name for name in methods.names() if methods.find(name).NEEDS_TEACHER]
 SLOW = {"learning_rate": 3e-3, "validate_every": 1000, "checkpoint_every": 1000, "batch_size": 32}
 
 
@@ -76,7 +77,44 @@ def test_loss_falls(name, kind, configured, tmp_path):
     assert np.mean(loss[-5:]) < np.mean(loss[:2])
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names() if methods.find(n).NEEDS_TEACHER])
+@pytest.mark.parametrize("name", [n for n in methods.names() if not getattr(methods.find(n), "LOSS_FALLS", True)])
+def test_what_a_method_learns_from_falls_where_its_loss_neednt(name, configured, tmp_path):
+    """dmd2: how far the student's chunks are from the teacher's law. dxdp: the error of Q, whose opinion of the student is the loss."""
+    table, column_name = {"dmd2": ("validation.csv", "energy_distance"), "dxdp": ("train.csv", "return_error")}[name]
+    loop = {**SLOW, "learning_rate": 1e-3, "steps": 100, "log_every": 10, "validate_every": 10, "validation_batches": 4, "ema": 0.9}
+    train(configured(name, loop), tmp_path / "policy")
+    found = column(tmp_path / "policy.training" / table, column_name)
+    assert np.mean(found[-4:]) < np.mean(found[:1])
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_an_exported_student_computes_what_pytorch_computes(name, configured, tmp_path):
+    """By method, after a few steps of its own training: test_export.py has untrained policies by kind and walk."""
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(needed, reason="the parity check needs it")
+    from ros_vdd import backends
+    from ros_vdd.offline.export import TOLERANCE, export
+
+    bundle = export(train(configured(name, {**SLOW, "steps": 4}), tmp_path / "policy"), draws=5)
+    assert 0 < bundle.manifest.export["parity_max_abs"] < TOLERANCE
+    engine, policy, rng = backends.load(bundle, "onnxruntime"), policies.load(bundle), np.random.default_rng(7)
+    chunks = []
+    for _ in range(5):
+        inputs = backends.random_inputs(bundle, rng)
+        tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
+        noise = tensors.pop("noise", None)
+        with torch.no_grad():
+            answer = policy(tensors, noise)
+        expected = dict(zip(("means", "log_gate"), answer)) if policy.kind == "mixture" else {"actions": answer}
+        found = engine.run(inputs)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value.numpy(), rtol=0, atol=1e-4)
+        chunks.append(next(iter(found.values())))
+    assert np.std(chunks, axis=0).max() > 1e-3, "the answer depends on what is asked"
+
+
+@pytest.mark.parametrize("name", STUDENTS)
 def test_the_teacher_stays_as_it_was(name, configured, teacher, tmp_path):
     run = TrainingRun(configured(name), str(tmp_path / "policy"), progress=False)
     made, real = [], policies.load

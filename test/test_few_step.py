@@ -399,3 +399,31 @@ def test_a_mode_teacher_serves_as_any_other(name, batch):
     loss, _ = method.loss(batch, Draws(1), 0.5)
     loss.backward()
     assert loss.isfinite() and any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.parameters())
+
+
+@pytest.mark.parametrize(
+    "walk, training, steps, able",
+    [
+        ("euler", {"method": "progressive"}, 4, "1, 2"),
+        ("renoise", {"method": "dmd2"}, 4, "1, 2"),
+        ("renoise", {"method": "lcm", "options": {"levels": "solver", "skip": 4}}, 4, "1, 2"),
+        ("renoise", {"method": "lcm", "options": {"levels": "grid", "skip": 4}}, 4, None),
+        ("renoise", {"method": "consistency"}, 4, None),
+        ("jump", {"method": "ctm"}, 3, None),
+        ("euler", {"method": "progressive"}, 1, None),
+    ],
+)
+def test_a_student_is_exported_only_with_steps_that_stop_where_it_was_trained(walk, training, steps, able, tmp_path):
+    """Of 2 steps over 8 levels, that is at 0 and 4."""
+    from ros_vdd.bundle import amend
+    from ros_vdd.errors import PolicyError
+    from ros_vdd.offline.export import resampled
+
+    bundle = toy.policy(tmp_path / "student", "few_step", walk=walk, grid=8, sampler={"steps": 2})
+    bundle = amend(bundle, training=training)
+    if able is None:
+        assert resampled(bundle, tmp_path / "out", steps, None).manifest.nfe == steps
+        return
+    with pytest.raises(PolicyError, match=f"of {steps} steps over the 8 levels.* at level 2, .*exported with --steps {able}, another"):
+        resampled(bundle, tmp_path / "out", steps, None)
+    assert not (tmp_path / "out").exists()

@@ -158,7 +158,7 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None, 
     """Return a copy of a folder with other steps, another solver or other guidance; its scores and its calibration stay behind.
 
     Raises:
-        PolicyError: the policy has no sampler, or weights for each of its steps.
+        PolicyError: the policy has no sampler, weights for each of its steps, or wasn't trained at the levels of so many.
         ConfigError: it has none of so many steps.
     """
     from ros_vdd import policies
@@ -174,13 +174,36 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None, 
         raise PolicyError(f"'{bundle.path}' was trained for its {count} steps and has weights for each; leave --steps out")
     if given:
         network["sampler"] = {**network["sampler"], **given}
-        build(policies.KINDS[bundle.kind][1], network)  # refused before anything is written
+        config = build(policies.KINDS[bundle.kind][1], network)  # refused before anything is written
+        if bundle.kind == "few_step":
+            _require_trained_levels(bundle, config)
     if guidance is not None:
         network["guidance"] = guidance
         build(policies.KINDS[bundle.kind][1], network)
     changed = replace(bundle.manifest, network=network, scores={}, export={}, calibration={})
     copy = write(out, changed, {WEIGHTS: bundle.file(WEIGHTS)})
     return amend(copy, nfe=policies.load(copy).nfe) if given else copy
+
+
+def _require_trained_levels(bundle: Bundle, config) -> None:
+    """Refuse a walk of a few-step student over levels that its training left out."""
+    from ros_vdd.policies.few_step import stops
+
+    training, network = bundle.manifest.training, bundle.manifest.network
+    method, options = training.get("method"), training.get("options", {})
+    if method == "lcm" and options.get("levels") == "solver":
+        trained = set(range(0, config.grid, options["skip"]))
+    elif config.walk == "euler" or method == "dmd2":
+        trained = set(stops(config.grid, network["sampler"]["steps"]))
+    else:  # consistency, lcm and ctm train at all levels of the grid
+        return
+    steps = config.sampler.steps
+    if off := sorted(set(stops(config.grid, steps)) - trained):
+        able = [n for n in range(1, config.grid + 1) if set(stops(config.grid, n)) <= trained]
+        raise PolicyError(
+            f"a walk of {steps} steps over the {config.grid} levels of '{bundle.path}' stops at level {off[0]}, at which it wasn't "
+            f"trained; it can be exported with --steps {', '.join(map(str, able))}, another number needs another training"
+        )
 
 
 def tolerance(bundle: Bundle) -> float:

@@ -93,6 +93,11 @@ class FewStepConfig(DiffusionConfig):
             raise ConfigError(f"'sigma_bound' is {self.sigma_bound}; expected at least 1, which leaves the steps no freedom")
 
 
+def stops(grid: int, steps: int) -> list[int]:
+    """Return which of so many levels a walk of so many steps stops at, the highest, 0, first."""
+    return [round(i * grid / steps) for i in range(steps)]
+
+
 class FewStepPolicy(DiffusionPolicy):
     """Denoises a chunk in `sampler.steps` evaluations from unit noise: `(N, H, A)` where it adds noise, else `(1, H, A)`.
 
@@ -140,8 +145,7 @@ class FewStepPolicy(DiffusionPolicy):
     @property
     def stops(self) -> list[int]:
         """Return which levels of the grid are walked, `steps` indices from 0."""
-        steps = self.config.sampler.steps
-        return [round(i * self.config.grid / steps) for i in range(steps)]
+        return stops(self.config.grid, self.config.sampler.steps)
 
     @property
     def levels_walked(self) -> list[float]:

@@ -204,6 +204,14 @@ def test_settings_without_meaning_are_refused(wrong):
         Collect(**{"env": toy.ARM, **wrong})
 
 
+@pytest.mark.parametrize(
+    "collect, said", [({"every": 6}, "'collect.every' is 6, 'loop.steps' 6"), ({"share": 0.05}, "'collect.share' is 0.05, 'loop.batch_size' 8")]
+)
+def test_a_collection_that_no_batch_would_ever_see_is_refused(collect, said, configured):
+    with pytest.raises(ConfigError, match=said):
+        configured(collect={**COLLECT, **collect})
+
+
 def test_an_unknown_key_is_an_error(configured):
     with pytest.raises(ConfigError, match="unknown key 'collect.shares'; .*'share'"):
         configured(collect={**COLLECT, "shares": 0.1})
@@ -216,7 +224,7 @@ def test_what_cannot_collect_says_so(configured, store, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="'rollouts' is given, and method 'consistency' doesn't learn from what.*'collect'"):
         TrainingRun(configured(rollouts={"env": toy.ARM}), str(tmp_path / "cd"), progress=False)
     with pytest.raises(ConfigError, match="'collect.env' is 'avoiding', an environment of robot 'avoiding'"):
-        TrainingRun(configured(collect={"env": "avoiding"}), str(tmp_path / "cd"), progress=False)
+        TrainingRun(configured(collect={**COLLECT, "env": "avoiding"}), str(tmp_path / "cd"), progress=False)
     run = TrainingRun(configured(), str(tmp_path / "cd"), progress=False)
     monkeypatch.setattr("ros_vdd.offline.training_run.join", lambda loop: _Two())
     with pytest.raises(ConfigError, match="play in one process, and there are 2; start it without torchrun"):

@@ -229,7 +229,7 @@ def test_episodes_are_needed_and_only_for_who_learns_from_them(store, tmp_path, 
     values = {**toy.config("dxdp", "few_step", store.root), "rollouts": None, "teacher": str(tmp_path / "teacher")}
     with pytest.raises(ConfigError, match="method 'dxdp' learns from episodes; write which: rollouts: {env: "):
         TrainingRun(build(TrainConfig, values), str(tmp_path / "policy"), progress=False)
-    values = {**values, "rollouts": {"env": toy.ARM}, "collect": {"env": toy.ARM}}
+    values = {**values, "rollouts": {"env": toy.ARM}, "collect": {"env": toy.ARM, "every": 2}}
     with pytest.raises(ConfigError, match="'collect' is given, and method 'dxdp' has no teacher that would label"):
         TrainingRun(build(TrainConfig, values), str(tmp_path / "policy"), progress=False)
     (tmp_path / "train.yaml").write_text(dump_yaml({**values, "collect": None, "rollouts": {"env": "toy2d"}}), encoding="utf-8")

@@ -71,7 +71,7 @@ class Collection:
 
     def joined(self, batch: Batch, draws: Draws) -> Batch:
         """Return the batch with its first rows, as many as `share` says, replaced by collected ones."""
-        count = round(self.config.share * len(batch["actions"]))
+        count = self.config.rows(len(batch["actions"]))
         if self.ring.empty or not count:
             return batch
         rows = self.ring.draw(len(batch["actions"]), draws)

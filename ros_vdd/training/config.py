@@ -92,6 +92,10 @@ class Collect(Rollouts):
         if self.keep < 1:
             raise ConfigError(f"'keep' is {self.keep}; expected at least 1")
 
+    def rows(self, batch_size: int) -> int:
+        """Return how many rows of a batch are collected ones."""
+        return round(self.share * batch_size)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -124,3 +128,12 @@ class TrainConfig:
             raise ConfigError(f"'seed' is {self.seed}; expected 0 or more")
         if not 0 <= self.validation_fraction < 1:
             raise ConfigError(f"'validation_fraction' is {self.validation_fraction}; expected 0 up to below 1")
+        if self.collect and self.collect.every >= self.loop.steps:
+            raise ConfigError(
+                f"'collect.every' is {self.collect.every}, 'loop.steps' {self.loop.steps}: the first round would come after the last "
+                "step; expected fewer than there are"
+            )
+        if self.collect and not self.collect.rows(self.loop.batch_size):
+            raise ConfigError(
+                f"'collect.share' is {self.collect.share}, 'loop.batch_size' {self.loop.batch_size}: that is no row; raise either"
+            )

@@ -136,3 +136,14 @@ def test_an_answer_that_is_not_finite_is_refused(monkeypatch):
 def test_fewer_than_no_certain_actions_are_refused():
     with pytest.raises(ConfigError, match="commit_steps"):
         ChoiceConfig("committed", commit_steps=-1)
+
+
+def test_a_plan_that_is_not_executed_binds_nothing(monkeypatch):
+    engine = Mixture(straight([0, 5, 9]), np.ones((K, H, A)), np.ones(K) / K)
+    made = commit(engine, monkeypatch, commit_steps=2)
+    made.next({}, 3)
+    made.disown()
+    made.next({}, 1)
+    assert not engine.asked[-1][1].any()
+    made.next({}, 1)
+    assert engine.asked[-1][1].sum() == 2

@@ -98,3 +98,15 @@ def test_closing_ends_the_thread_that_an_engine_runs_in():
     thread.join(5)
     assert not thread.is_alive()
     assert chain.run(INPUTS)["actions"].item() == 1.0  # and begins another when asked again
+
+
+def test_a_library_that_raises_what_it_likes_while_it_is_loaded_is_left_out_and_told():
+    told = []
+
+    def open_engine(name):
+        if name == "eager_cuda":
+            raise RuntimeError("CUDA error: out of memory")
+        return Engine(name)
+
+    assert fallback.load(["eager_cuda", "onnxruntime"], open_engine, told=told.append).name == "onnxruntime"
+    assert told[0].engine == "eager_cuda" and told[0].reason == "RuntimeError: CUDA error: out of memory"

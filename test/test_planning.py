@@ -18,9 +18,13 @@ class Runner:
 
     def __init__(self):
         self.actions, self.error, self.seeds, self.asked, self.elapsed = np.zeros((8, 2), np.float32), None, [], [], []
+        self.disowned = 0
 
     def reset(self, seed):
         self.seeds.append(seed)
+
+    def disown(self):
+        self.disowned += 1
 
     def act(self, arrays, elapsed=None):
         self.asked.append(arrays)
@@ -321,3 +325,15 @@ def test_a_rate_is_that_since_the_question_before():
     rate = Rate()
     assert rate.of(10, 5.0) is None
     assert rate.of(40, 6.0) == 30.0 and rate.of(40, 8.0) == 0.0 and rate.of(50, 8.0) is None
+
+
+def test_nothing_goes_on_with_a_plan_that_was_refused():
+    robot = Robot()
+    robot.runner.actions = np.full((8, 2), 1e3, np.float32)
+    robot.observe(T0)
+    robot.mailbox.run()
+    assert robot.plans == [] and robot.runner.disowned == 1
+    robot.runner.actions = np.zeros((8, 2), np.float32)
+    robot.observe(T0 + DT)
+    robot.mailbox.run()
+    assert len(robot.plans) == 1 and robot.runner.disowned == 1

@@ -301,3 +301,58 @@ def test_an_engine_that_fails_in_the_middle_hands_over_and_chunks_go_on(failure,
     assert status == 0 and said.count("out of service") == 2  # the one that doesn't exist, and the one that failed
     assert told in said and "nothing_like_it" in said
     assert not {"inference_failed", "inference_hangs"} & {state["code"] for state in states}  # the next engine has its time, too
+
+
+LAB_LIKELIHOOD = '''
+from ros_vdd.backends import onnxruntime
+from ros_vdd.backends.onnxruntime import load
+
+class Likelihood:
+    """Knows nothing of what is certain; fails after a while where it is told to."""
+
+    def __init__(self, engine, answers):
+        self.name, self.engine, self.left = __name__, engine, answers
+
+    def run(self, inputs):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("CUDA error: device lost")
+        outputs = self.engine.run(inputs)
+        return {**outputs, "continued": outputs["means"]}
+
+def load_likelihood(bundle):
+    return Likelihood(onnxruntime.load_likelihood(bundle), ANSWERS)
+'''
+
+
+def test_with_choice_committed_the_diagnostics_tell_of_the_likelihood_that_is_asked(tmp_path, monkeypatch):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "__init__.py").touch()
+    for name, answers in (("first", "20"), ("second", "10**9")):
+        (tmp_path / "lab" / f"{name}.py").write_text(LAB_LIKELIHOOD.replace("ANSWERS", answers))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    policy = write_policy(tmp_path / "tiny", likelihood=True).path
+    given = {"choice": "committed", "backend": "lab.first", "fallback": "lab.second", "monitor": True, "max_skew_s": 0.0}
+    process, peer = start("policy_node", "committed", policy=policy, **given), Peer("committed")
+    chunks, diagnostics = peer.hear(JointTrajectory, "action_chunk"), peer.hear(DiagnosticArray, "/diagnostics")
+
+    def told():
+        values = [{v.key: v.value for v in d.status[0].values} for d in diagnostics if "policy" in d.status[0].name]
+        return values[-1] if values else {"engine": None}
+
+    ticks = iter(range(peer.now_ns(), peer.now_ns() + 10**14, DT))
+    peer.until(lambda: chunks and told()["engine"] == "lab.second", lambda: peer.publish(next(ticks)))
+    assert "lab.first: RuntimeError: CUDA error: device lost" in told()["engine.failures"] and told()["engine.spares"] == ""
+    peer.close()
+    assert stop(process)[0] == 0
+
+
+def test_the_monitor_takes_the_first_engine_that_there_is(tmp_path):
+    policy = write_policy(tmp_path / "tiny", likelihood=True).path
+    given = {"backend": "nothing_like_it", "fallback": "onnxruntime", "monitor": True}
+    process, peer = start("policy_node", "monitored", policy=policy, **given), Peer("monitored")
+    predictions = peer.hear(String, "policy_node/prediction")
+    peer.until(lambda: predictions, peer.publish)
+    assert json.loads(predictions[0].data)["gate_entropy"] == pytest.approx(0.5)
+    peer.close()
+    assert stop(process)[0] == 0

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A monitor beside the policy: it never keeps a plan waiting, tells every plan once and in order, and outlives its own errors."""
 
+import gc
 import threading
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -90,3 +92,18 @@ def test_a_reset_drops_what_waits_and_comes_before_the_next_plan(watched):
     watched.monitor.let.release(2)
     watched.tells(2)
     assert watched.monitor.did == [("look", 1), ("reset",), ("look", 3)]
+
+
+def test_of_plans_that_wait_for_a_monitor_that_hangs_no_picture_is_kept(watched):
+    class Observation(dict):
+        """Something that a weak reference can be held to."""
+
+    seen = [Observation() for _ in range(4)]
+    kept = [weakref.ref(observation) for observation in seen]
+    for number, observation in enumerate(seen):
+        watched.watch.submit(SimpleNamespace(observation=observation, chunk=number, prediction="good"), f"plan {number}")
+        if number == 0:
+            assert watched.monitor.begun.acquire(timeout=PATIENCE_S)
+    del seen[:], observation
+    gc.collect()
+    assert [reference() is not None for reference in kept] == [True, False, False, True] and watched.watch.waiting == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -75,11 +75,17 @@ class PolicyWork:
         replan_steps = _replan_steps(parameters.replan_steps, bundle)
         rule = ("choice", "temperature", "sticky_margin", "sticky_steps", "tolerance", "commit_steps", "draws")
         choice = ChoiceConfig(*(getattr(parameters, name) for name in rule))
-        self._engine = self._open_engines(bundle, parameters, backends.load)
-        likelihood = self._open_engines(bundle, parameters, backends.load_likelihood) if choice.asks_likelihood(bundle) else None
-        runner = PolicyRunner(bundle, self._engine, choice, parameters.seed, likelihood)
+        names = [parameters.backend, *filter(None, (name.strip() for name in parameters.fallback.split(",")))]
+        drawn = partial(backends.random_inputs, bundle, np.random.default_rng(0))
+        engine = self._open_engines(names, partial(backends.load, bundle), drawn, parameters.engine_timeout_s)
+        likelihood = None
+        if choice.asks_likelihood(bundle):
+            blank = lambda: {name: np.zeros(*kind) for name, kind in backends.likelihood_shapes(bundle).items()}  # noqa: E731
+            likelihood = self._open_engines(names, partial(backends.load_likelihood, bundle), blank, parameters.engine_timeout_s)
+        self._engine = likelihood or engine  # the one that is asked
+        runner = PolicyRunner(bundle, engine, choice, parameters.seed, likelihood)
         runner.warm_up(_blank(bundle))
-        self._monitor = _open_monitor(bundle, parameters.backend) if parameters.monitor else None
+        self._monitor = _open_monitor(bundle, names) if parameters.monitor else None
         self._figures: dict[str, Any] = dict.fromkeys(self._monitor.keys if self._monitor else ())
         self._strange: str | None = None  # the warning that is in force
         self._chunks, self._expert, self._lock_step = 0, None, parameters.equal_stamps
@@ -128,14 +134,19 @@ class PolicyWork:
         self._settle_timer.cancel()
         self._begin_episode()
 
-    def _open_engines(self, bundle: Bundle, parameters: Any, open_engine: Callable[..., backends.Engine]) -> Fallback:
-        """Return the engines of the parameters `backend` and `fallback`, all loaded and warm."""
-        names = [parameters.backend, *filter(None, (name.strip() for name in parameters.fallback.split(",")))]
+    def _open_engines(
+        self,
+        names: Sequence[str],
+        open_engine: Callable[[str], backends.Engine],
+        inputs: Callable[[], Mapping[str, np.ndarray]],
+        timeout_s: float,
+    ) -> Fallback:
+        """Return the engines of the parameters `backend` and `fallback`, all loaded and warm; `inputs` are what they are warmed with."""
         tell = self._node.get_logger().error
         told = lambda failure: tell(f"engine '{failure.engine}' is out of service: {failure.reason}")  # noqa: E731
-        engines = fallback.load(names, partial(open_engine, bundle), parameters.engine_timeout_s, told)
-        if engines.spares and open_engine is backends.load:
-            engines.warm_up(backends.random_inputs(bundle, np.random.default_rng(0)))
+        engines = fallback.load(names, open_engine, timeout_s, told)
+        if engines.spares:
+            engines.warm_up(inputs())
         self._node.at_cleanup(engines.close)
         return engines
 
@@ -257,7 +268,8 @@ class PolicyWork:
         values["engine.failures"] = "; ".join(f"{f.engine}: {f.reason}" for f in self._engine.failures)
         values["chunks_clamped"] = self._planner.gate.clamped
         if self._monitor is not None:
-            values |= {"expert": self._expert, **self._figures}
+            behind = self._watch.waiting >= PATIENCE  # what was found last is of long ago
+            values |= {"expert": self._expert, **(dict.fromkeys(self._monitor.keys) if behind else self._figures)}
         self._status.diagnose(values, self._strange)
 
 
@@ -297,11 +309,17 @@ def _blank(bundle: Bundle) -> dict[str, np.ndarray]:
     return {name: np.zeros(shape[1:], kind) for name, (shape, kind) in shapes if name in bundle.input_shapes}
 
 
-def _open_monitor(bundle: Bundle, backend: str) -> PlanMonitor:
-    """Return the monitor of a policy, run once so that its first figures don't keep a plan waiting."""
-    monitor = open_monitor(bundle, backend)
-    monitor.score(_blank(bundle), np.zeros((1, bundle.robot.action_size)))
-    return monitor
+def _open_monitor(bundle: Bundle, names: Sequence[str]) -> PlanMonitor:
+    """Return the monitor of a policy in the first engine that has it, run once so that its first figures don't keep a plan waiting."""
+    errors = []
+    for name in names:
+        try:
+            monitor = open_monitor(bundle, name)
+            monitor.score(_blank(bundle), np.zeros((1, bundle.robot.action_size)))
+            return monitor
+        except Exception as error:  # whatever an engine raises
+            errors.append(error)
+    raise errors[0]
 
 
 def _warning(monitor: PlanMonitor, figures: Mapping[str, Any]) -> str | None:

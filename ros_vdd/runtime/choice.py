@@ -113,6 +113,10 @@ class ExpertChoice:
         self._expert: int | None = None
         self._plan: np.ndarray | None = None
 
+    def disown(self) -> None:
+        """Forget the plan before, which isn't executed."""
+        self._plan = None
+
     def choose(self, log_gate: np.ndarray, plans: np.ndarray | None = None, elapsed: int = 0) -> int:
         """Return the expert for the next plan.
 

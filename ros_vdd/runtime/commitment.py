@@ -57,6 +57,10 @@ class Commitment:
         self._plan: np.ndarray | None = None
         self._expert: int | None = None
 
+    def disown(self) -> None:
+        """Forget the plan before, which isn't executed: nothing of it is certain."""
+        self._plan = self._expert = None
+
     def next(self, inputs: Mapping[str, np.ndarray], elapsed: int) -> Continuation:
         """Return how to go on.
 

@@ -148,8 +148,8 @@ def load(
     for name in names:
         try:
             engines.append(open_engine(name))
-        except RosVddError as error:
-            failures.append(Failure(name, str(error)))
+        except Exception as error:  # a broken driver or library raises what it likes
+            failures.append(Failure(name, str(error) if isinstance(error, RosVddError) else f"{type(error).__name__}: {error}"))
     if not engines:
         raise EngineError("no engine can be loaded: " + "; ".join(f"{f.engine}: {f.reason}" for f in failures))
     made = Fallback(engines, timeout_s, told)

@@ -133,6 +133,14 @@ class PolicyRunner:
         latency = time.monotonic_ns() - began
         return Prediction(actions, expert, log_gate, latency, None if means is None else means[0])
 
+    def disown(self) -> None:
+        """Forget the newest chunk, which isn't executed: nothing goes on with it. Random numbers and experts go on."""
+        self._past.reset()
+        self._certain.reset()
+        self._chosen.disown()
+        if self._commitment is not None:
+            self._commitment.disown()
+
     def warm_up(self, observation: Mapping[str, np.ndarray], count: int = 5) -> None:
         """Run the engine a few times, so that the first chunk is as fast as the others; nothing else changes."""
         kept = copy.deepcopy((self._rng, self._chosen, self._past, self._certain))

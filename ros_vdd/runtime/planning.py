@@ -195,6 +195,8 @@ class Planner:
         """Publish a prediction, unless the gate refuses it or `reset` was called since the observation."""
         chunk = ActionChunk(job.stamp_ns, self._robot.dt_ns, self._robot.action.joints, prediction.actions)
         checked = self.gate.check(chunk)
+        if isinstance(checked, Refusal):
+            self._runner.disown()  # nobody executes it, so nothing may go on with it
         with self._epoch_lock:
             if job.epoch != self._epoch:
                 return

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ros_vdd.runtime.chunking import ActionChunk
 from ros_vdd.runtime.monitor import PlanMonitor
 from ros_vdd.runtime.planning import Plan
 
@@ -31,7 +32,7 @@ class PlanWatch:
     def __init__(self, monitor: PlanMonitor, told: Told):
         self._monitor, self._told = monitor, told
         self._condition = threading.Condition()
-        self._plans: deque[tuple[Plan, Any]] = deque()
+        self._plans: deque[tuple[ActionChunk, Plan | None, Any]] = deque()  # all but the newest without what they were made of
         self._anew, self._running = False, True
         self.given_up = 0
         """Plans that the monitor came too late for."""
@@ -41,8 +42,15 @@ class PlanWatch:
     def submit(self, plan: Plan, beside: Any = None) -> None:
         """Hand over a plan that was published, and what `told` is to get with it."""
         with self._condition:
-            self._plans.append((plan, beside))
+            if self._plans:  # it is given up: of a monitor that hangs only chunks pile up, no pictures
+                self._plans[-1] = (self._plans[-1][0], None, self._plans[-1][2])
+            self._plans.append((plan.chunk, plan, beside))
             self._condition.notify()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many plans the monitor hasn't begun with."""
+        return len(self._plans)
 
     def reset(self) -> None:
         """Begin an episode: there is no plan before, and what waits is dropped."""
@@ -69,11 +77,11 @@ class PlanWatch:
                 self._anew = False
             if anew:
                 self._monitor.reset()
-            for plan, beside in plans[:-1]:
+            for chunk, _, beside in plans[:-1]:
                 self.given_up += 1
-                self._monitor.skip(plan.chunk)
+                self._monitor.skip(chunk)
                 self._told(beside, dict.fromkeys(self._monitor.keys), None)
-            self._look(*plans[-1])
+            self._look(*plans[-1][1:])
 
     def _look(self, plan: Plan, beside: Any) -> None:
         figures, problem = dict.fromkeys(self._monitor.keys), None

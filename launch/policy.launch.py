@@ -8,7 +8,7 @@
 import os
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -19,8 +19,8 @@ CONFIG = share_dir() / "config"
 ARGUMENTS = (
     ("policy", None, "policy folder, or the name of a shipped one"),
     ("robot", None, "robot file, or the name of a shipped one; must agree with the one the policy was trained with"),
-    ("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
-    ("backend", "onnxruntime", "engine that runs the policy"),
+    ("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them; empty: that of policy_params"),
+    ("backend", "", "engine that runs the policy; empty: that of policy_params"),
     ("namespace", "", "namespace of both nodes and of every relative topic of the robot file"),
     ("use_sim_time", "false", "take the time from /clock"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
@@ -50,20 +50,19 @@ def text(argument):
     return ParameterValue(LaunchConfiguration(argument), value_type=str)
 
 
+def policy_node(context):
+    """Return policy_node; an argument that was left empty leaves the parameter to the file."""
+    given = {name: text(name) for name in ("goal", "backend") if LaunchConfiguration(name).perform(context)}
+    return [node("policy_node", parameter_file="policy_params", policy=text("policy"), robot=text("robot"), **given)]
+
+
 def generate_launch_description():
     """Return both nodes and their arguments."""
     return LaunchDescription(
         [
             *(DeclareLaunchArgument(name, default_value=value, description=words) for name, value, words in ARGUMENTS),
             *(SetEnvironmentVariable(*pair) for pair in fast_dds_profile(os.environ).items()),
-            node(
-                "policy_node",
-                parameter_file="policy_params",
-                policy=text("policy"),
-                robot=text("robot"),
-                goal=text("goal"),
-                backend=text("backend"),
-            ),
+            OpaqueFunction(function=policy_node),
             node(
                 "chunk_executor_node",
                 parameter_file="executor_params",

@@ -114,3 +114,16 @@ def test_record_launch_records_what_a_button_asks_for(installed, tmp_path):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(timeout=30) == 0
     assert (tmp_path / "episodes" / "touch" / "episode_000000" / "metadata.yaml").is_file()
+
+
+@pytest.mark.parametrize("given, precision", [((), "fp97"), (("backend:=onnxruntime:fp98",), "fp98")], ids=["file", "argument"])
+def test_policy_launch_takes_the_engine_of_the_parameter_file_unless_one_is_said(given, precision, installed, tmp_path):
+    policy, robot, file = write_policy(tmp_path / "tiny").path, write_robot(tmp_path / "tiny.yaml"), tmp_path / "policy.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    backend: onnxruntime:fp97\n")
+    words = [f"policy:={policy}", f"robot:={robot}", "namespace:=engines", f"policy_params:={file}", *given]
+    command = [sys.executable, "-c", INCLUDE, str(ROOT / "launch" / "policy.launch.py"), *words]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said = next((line for line in process.stdout if "[policy_node-" in line and ("refused" in line or "configured" in line)), "")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert f"engine 'onnxruntime' has no precision '{precision}'" in said

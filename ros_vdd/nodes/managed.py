@@ -19,7 +19,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter as RosParameter
 
 from ros_vdd.errors import RosVddError
-from ros_vdd.nodes.parameters import Parameter, declare, problem, read
+from ros_vdd.nodes.parameters import Parameter, declare, problem, read, without_effect
 from ros_vdd.nodes.status import Status
 from ros_vdd.runtime.reasons import Reason
 
@@ -73,6 +73,8 @@ class ManagedNode(LifecycleNode):
         """None while the node is unconfigured."""
         super().__init__(name, **options)
         declare(self, parameters, read_only=("autostart",))
+        for line in without_effect(self, parameters):
+            self.get_logger().warning(line)
         self.add_on_set_parameters_callback(self._check_change)
         self.status = Status(self, task)
         """What the node says about itself, in every state."""

@@ -48,6 +48,14 @@ def declare(node: Node, parameters: Sequence[Parameter], read_only: Collection[s
             raise ConfigError(f"{_whose(node, parameter)} ({_expected(parameter)}): {error}") from error
 
 
+def without_effect(node: Node, parameters: Sequence[Parameter]) -> list[str]:
+    """Return a line for each parameter that was given and that the node doesn't have: ROS passes over it in silence."""
+    given = getattr(node, "_parameter_overrides", {})  # rclpy tells them nowhere else
+    unknown = [name for name in given if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
+    known = [parameter.name for parameter in parameters]
+    return [f"parameter '{name}' was given, but {node.get_name()} has none of that name; {suggest(name, known)}" for name in unknown]
+
+
 def read(node: Node, parameters: Sequence[Parameter]) -> SimpleNamespace:
     """Return the values of declared parameters as attributes.
 

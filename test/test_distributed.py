@@ -35,6 +35,8 @@ CASES = {
     "vdd": {},
     "dmd2": {"adversarial": 0.1},
     "ctm": {},
+    "consistency from its own states": {"states": {"forward": 0.5, "student": 0.5, "warmup": 0.0}},
+    "progressive from its teacher's states": {"states": {"forward": 0.5, "teacher": 0.5, "warmup": 0.0}},
     "dxmi": {},
     "vdd from the teacher": {"targets": "teacher", "observation_noise": 0.1, "likelihood_weight": 1.0},
 }

@@ -6,7 +6,7 @@ set -eu
 [ -d data/metaworld ] || ros-vdd convert env:metaworld --out data/metaworld
 ros-vdd train metaworld_mode
 ros-vdd export runs/metaworld_mode
-ros-vdd evaluate runs/metaworld_mode --env metaworld --episodes 200 --seed 500000 --json runs/metaworld_mode/score.json
+ros-vdd evaluate runs/metaworld_mode --env metaworld --episodes 200 --seed 500000 --json runs/metaworld_mode.json
 ros-vdd distill metaworld_vdd
 ros-vdd export runs/metaworld_vdd
 ros-vdd evaluate runs/metaworld_vdd --env metaworld --episodes 200 --seed 500000 --choice sample

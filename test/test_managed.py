@@ -20,7 +20,7 @@ from rcl_interfaces.msg import ParameterType, ParameterValue  # noqa: E402
 from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from ros_peers import Peer, good_joints, start, stop  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
+from std_msgs.msg import Bool, String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from tiny_policy import ROBOT, actions, write_policy, write_robot  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
@@ -286,3 +286,52 @@ def test_an_error_in_a_thread_ends_the_work_in_the_executors_thread(toys):
             break
     executor.shutdown()
     assert state(node) == "unconfigured" and work.did == ["activate", "ended"]
+
+
+def test_a_parameter_that_does_not_exist_is_warned_of_with_the_nearest_name(tmp_path):
+    process, peer = start("chunk_executor_node", "misspelt", robot="pusht", enable=False, clamp_margn=0.0), Peer("misspelt")
+    status = peer.hear_status("chunk_executor_node")
+    peer.until(lambda: status)
+    peer.close()
+    code, said = stop(process)
+    assert code == 0 and "parameter 'enable' was given, but chunk_executor_node has none of that name" in said
+    assert "did you mean 'enabled'?" in said and "did you mean 'clamp_margin'?" in said and "'use_sim_time'" not in said
+
+
+SAFE = {"kind": "position", "positions": [-1.0, -1.0], "stale_chunk_s": 0.8}
+SLOW = {**ROBOT["action"], "max_velocity": [0.05, 0.05]}  # half a minute to the safe position
+
+
+def moving(namespace, robot, **parameters):
+    """Start an executor and move its robot; return the process, its peer, its life, its commands, and what moves it."""
+    process, peer = start("chunk_executor_node", namespace, robot=robot, **parameters), Peer(namespace)
+    commands, sent_ns = peer.hear(JointTrajectory, "command"), [0]
+    chunks = peer.node.create_publisher(JointTrajectory, "action_chunk", COMMAND_QOS)
+
+    def move():
+        peer.publish(image=False, joints=good_joints(*MEASURED))
+        if peer.now_ns() - sent_ns[0] > 4 * DT:
+            sent_ns[0] = peer.now_ns()
+            plan = np.tile(MEASURED, (8, 1)) + np.linspace(0.01, 0.4, 8)[:, None]
+            chunks.publish(chunk_message(ActionChunk(sent_ns[0], DT, ("a", "b"), plan)))
+
+    return process, peer, Life(peer, "chunk_executor_node"), commands, move
+
+
+def test_a_protective_stop_is_heard_on_the_way_to_the_safe_position(tmp_path):
+    robot = write_robot(tmp_path / "robot.yaml", action=SLOW, safe_action=SAFE)
+    process, peer, life, commands, move = moving("away", robot)
+    stops = peer.node.create_publisher(Bool, "protective_stop", COMMAND_QOS)
+    peer.until(lambda: len(commands) > 5 and stops.get_subscription_count(), move)
+    client = peer.node.create_client(ChangeState, "chunk_executor_node/change_state")
+    peer.until(client.service_is_ready)
+    answer = client.call_async(ChangeState.Request(transition=Transition(label="deactivate")))
+    begun = len(commands)
+    peer.until(lambda: len(commands) > begun + 20, lambda: peer.publish(image=False, joints=good_joints(*MEASURED)))
+    assert commands[-1].points[0].positions[0] < commands[begun].points[0].positions[0] and not answer.done()
+    stops.publish(Bool(data=True))
+    peer.until(answer.done)
+    assert answer.result().success and commands[-1].points[0].positions[0] > -0.8
+    peer.until(lambda: [s["code"] for s in life.status][-2:] == ["protective_stop", "inactive"])
+    peer.close()
+    assert stop(process)[0] == 0

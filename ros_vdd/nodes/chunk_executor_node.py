@@ -17,7 +17,6 @@ from typing import Any
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -26,6 +25,7 @@ from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.messages import CLASSES, COMMAND_QOS, JOINT_STATE_QOS, command_message
 from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import await_reader, publish, run
+from ros_vdd.nodes.protective_stop import ProtectiveStop
 from ros_vdd.nodes.robot_description import await_description
 from ros_vdd.runtime.chunking import read_chunk
 from ros_vdd.runtime.command import FIRST_JUMP
@@ -87,7 +87,7 @@ class ChunkExecutor:
         self._publisher = node.create_lifecycle_publisher(CLASSES[command.type], command.topic, COMMAND_QOS)
         node.create_service(Trigger, "~/reset", self._reset)
         node.create_service(SetBool, "~/enable", self._enable)
-        node.create_subscription(Bool, "protective_stop", self._take_stop, COMMAND_QOS)
+        self._protective_stop = ProtectiveStop(node, self._take_stop)
         node.create_subscription(JointTrajectory, "action_chunk", self._take_chunk, COMMAND_QOS)
         for name, spec in self._robot.states.items():
             take = partial(self._take_joint_state, name)
@@ -121,8 +121,9 @@ class ChunkExecutor:
         self._forbid()
         limit_s = time.monotonic() + _REST_S
         now_ns = (self._lock_step and self._execution.asked_ns) or self._now_ns()
-        while self._moving() and time.monotonic() < limit_s:
+        while self._moving() and time.monotonic() < limit_s and (not self._paced or self._pacer.alive):
             time.sleep(self._period_ns / 1e9)
+            self._protective_stop.poll()  # no callback runs during a transition
             now_ns += self._period_ns
             if not self._paced:  # what asks for commands otherwise, a clock or a joint state, waits for this thread
                 self._command(now_ns)
@@ -130,7 +131,9 @@ class ChunkExecutor:
         self._tell()
         self._publisher.wait_for_all_acked(_ARRIVES)
         if self._moving():
-            raise RosVddError(f"the safe action wasn't over within {_REST_S:g} s; nothing more is commanded")
+            late = time.monotonic() >= limit_s
+            why = f"wasn't over within {_REST_S:g} s" if late else "was given up: the command thread has ended"
+            raise RosVddError(f"the safe action {why}; nothing more is commanded")
 
     def _end_thread(self) -> None:
         if self._pacer is not None:
@@ -188,11 +191,13 @@ class ChunkExecutor:
         self._enabled = request.data
         self._forbid()
         response.success, response.message = True, "enabled" if self._enabled else "disabled"
+        if self._enabled and self._stopped:
+            response.message = "enabled; protective_stop still holds the robot: when it is safe, call ~/reset"
         return response
 
-    def _take_stop(self, message: Bool) -> None:
-        """Stop at a message with true, until ~/reset."""
-        if message.data and not self._stopped:
+    def _take_stop(self) -> None:
+        """Stop until ~/reset."""
+        if not self._stopped:
             self._stopped = True
             self._forbid()
 
@@ -200,10 +205,10 @@ class ChunkExecutor:
         refusal = None
         if not self._enabled:
             refusal = Refusal(Reason.DISABLED, "motion is disabled; call ~/enable with true")
-        if self._stopped:
-            refusal = Refusal(Reason.PROTECTIVE_STOP, "protective_stop said true; when it is safe, call ~/reset")
         if not self._active:
             refusal = Refusal(Reason.INACTIVE, "deactivated; a moving robot is brought to its safe action")
+        if self._stopped:  # before all others: only it keeps the robot from a safe position
+            refusal = Refusal(Reason.PROTECTIVE_STOP, "protective_stop said true; when it is safe, call ~/reset")
         with self._lock:
             self._commander.forbid(refusal)
 

@@ -116,6 +116,11 @@ class Pacer:
         self._starter = threading.get_native_id()
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def stop(self, timeout_s: float = 1.0) -> bool:
         """End after the action in hand; return whether it ended in time."""
         self._running = False

@@ -16,6 +16,11 @@ from ros_vdd.errors import RosVddError, suggest
 
 OFFLINE = Path(__file__).with_name("offline")
 USER_ERROR, INTERRUPTED = 2, 130
+LAUNCHED = {
+    "record": "record.launch.py robot:=my_arm.yaml task:=my_task",
+    "run": "policy.launch.py policy:=FOLDER robot:=my_arm.yaml",
+}
+"""What is asked for as a verb and is a launch file, for it goes on until it is told to end."""
 EXTRAS = "pip install 'ros_vdd[train]' to train, convert and export, 'ros_vdd[ros]' for the nodes, 'ros_vdd[sim]' for simulators"
 
 
@@ -57,6 +62,8 @@ def run(arguments: Sequence[str]) -> int:
         RosVddError: no verb has that name, or what the verb itself raises.
     """
     name = parser().parse_args(arguments[:1] or ["--help"]).verb
+    if name in LAUNCHED:
+        raise RosVddError(f"'{name}' is no verb but a launch file: ros2 launch ros_vdd {LAUNCHED[name]}")
     if name not in verbs():
         raise RosVddError(f"no verb '{name}'; {suggest(name, verbs())}")
     verb = importlib.import_module(f"ros_vdd.offline.{name}")

@@ -97,6 +97,8 @@ def read_yaml(path: str | Path) -> Section:
     if not path.is_file():
         siblings = path.parent.iterdir() if path.parent.is_dir() else ()
         beside = [p.name for p in siblings if p.suffix in (".yaml", ".yml")]
+        if path.is_dir():
+            raise ConfigError(f"'{path}' is a folder; expected a YAML file")
         raise ConfigError(f"no file '{path}'; {suggest(path.name, beside)}")
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError(f"'{path}' has {path.stat().st_size} bytes; a configuration file has at most {MAX_BYTES}")

@@ -55,6 +55,10 @@ def find(kind: str, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.yaml"):
         if os.sep not in name and candidate.exists():
             return candidate
+    if os.sep in name:
+        beside = [str(given.parent / p.name) for p in given.parent.iterdir()] if given.parent.is_dir() else []
+        told = f"; {suggest(str(given), beside)}" if beside else f": no folder '{given.parent}'"
+        raise ConfigError(f"no file or folder '{name}'{told}")
     held = list(folder.iterdir()) if folder.is_dir() else []
     shipped = [p.stem for p in held if p.suffix == ".yaml"] + [p.name for p in held if p.is_dir()]
     raise ConfigError(f"'{name}' is neither a path nor shipped in {kind}; {suggest(name, shipped)}")
@@ -71,10 +75,12 @@ def require_file_place(name: str) -> None:
     """Check that a result may be written to a file before the work begins: its folder is there, and it isn't one itself.
 
     Raises:
-        ConfigError: the folder is missing, or a folder has that name.
+        ConfigError: the folder is missing, is a policy's, which one more file would damage, or a folder has that name.
     """
     path = Path(name)
     if not path.parent.is_dir():
         raise ConfigError(f"no folder '{path.parent}' to write '{name}' into; make it first")
     if path.is_dir():
         raise ConfigError(f"'{name}' is a folder; give the name of a file, for example {path / 'result.json'}")
+    if (path.parent / "SHA256SUMS").is_file() and (path.parent / "policy.yaml").is_file():
+        raise ConfigError(f"'{path.parent}' is a policy folder, which one more file would damage; write '{path.name}' beside it")

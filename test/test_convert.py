@@ -116,7 +116,7 @@ def test_a_zarr_of_something_else_is_told(root):
 
 
 def test_a_wrong_robot_is_told(root):
-    with pytest.raises(ConfigError, match="neither a path nor shipped"):
+    with pytest.raises(ConfigError, match="no file or folder '.*nobody.yaml'"):
         convert(root, robot="nobody.yaml")
 
 

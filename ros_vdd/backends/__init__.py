@@ -79,7 +79,7 @@ def module(name: str):
         EngineError: there is no such engine, it isn't installed, or it can't compute in that precision.
     """
     engine, precision = split(name)
-    if "." not in engine and engine not in names():
+    if engine not in names() and ("." not in engine or not all(map(str.isidentifier, engine.split(".")))):
         raise EngineError(f"no engine '{engine}'; {suggest(engine, names())}")
     try:
         found = importlib.import_module(engine if "." in engine else f"{__name__}.{engine}")

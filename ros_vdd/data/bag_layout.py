@@ -70,6 +70,8 @@ def _by_suffix(path: Path) -> BagLayout:
     found = sorted(p for p in path.iterdir() if p.suffix in STORAGE_OF_SUFFIX or ".mcap.zstd" == "".join(p.suffixes[-2:]))
     names = ", ".join(p.name for p in found)
     if not found:
+        if why := _something_else(path):
+            raise DataError(f"'{path}' is no bag but {why}")
         inside = suggest(METADATA, (p.name for p in path.iterdir()))
         raise DataError(f"'{path}' is no bag: it holds no {METADATA}, .mcap or .db3; {inside}")
     if any(p.suffix == ".db3" for p in found):
@@ -78,6 +80,18 @@ def _by_suffix(path: Path) -> BagLayout:
             f"`ros2 bag reindex {path} -s sqlite3`, or give one file: {names}"
         )
     return BagLayout(path, "mcap", found, Section(), [f"'{path}' has no {METADATA}; reading {names}"])
+
+
+def _something_else(path: Path) -> str:
+    """Return what a folder is that was given for a bag, and what to give instead; empty where that can't be told."""
+    if (path.parent / "store.yaml").is_file() and (path / "meta.yaml").is_file():
+        return f"an episode of the store '{path.parent}'; give the store"
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
+    bags = [p for p in folders if (p / METADATA).is_file() or any(q.suffix in STORAGE_OF_SUFFIX for q in p.iterdir())]
+    if bags:
+        return f"a folder of bags; give them one by one or by the shell, {path}/*, the first is '{bags[0]}'"
+    stores = [str(p) for p in folders if (p / "store.yaml").is_file()]
+    return f"a folder of episode stores; give one: {', '.join(stores)}" if stores else ""
 
 
 def _storage(path: Path, said: str) -> str:

@@ -77,7 +77,10 @@ def make(name: str) -> Env:
     Raises:
         EnvError: there is none of that name, or what it needs isn't installed.
     """
-    return _module(name).Env()
+    module = _module(name)
+    if not hasattr(module, "Env"):
+        raise EnvError(f"environment '{name}': the module has no class 'Env'; docs/environments.md says what one must have")
+    return module.Env()
 
 
 def demonstrations(name: str, seed: int = 0) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
@@ -104,11 +107,17 @@ def _demonstrated() -> list[str]:
 
 
 def _module(name: str) -> ModuleType:
-    if "." not in name and name not in names():
-        raise EnvError(f"no environment '{name}'; {suggest(name, names())}")
+    if name not in names() and ("." not in name or not all(map(str.isidentifier, name.split(".")))):
+        dotted = "; one of your own is named as Python imports it, my_lab.envs.stacking" if "." in name or "/" in name else ""
+        raise EnvError(f"no environment '{name}'; {suggest(name, names())}{dotted}")
     module_name = name if "." in name else f"{__name__}.{name}"
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        if "." in name and f"{name}.".startswith(f"{error.name}."):
+            raise EnvError(
+                f"no environment '{name}': Python finds no module '{error.name}'; {suggest(name, names())}. Is your package "
+                "installed, or its folder on PYTHONPATH?"
+            ) from error
         install = INSTALL.get((error.name or "").partition(".")[0], INSTALL["gym_pusht"])
         raise EnvError(f"environment '{name}' needs the module '{error.name}', which isn't installed; {install}") from error

@@ -58,7 +58,7 @@ def find(name: str) -> ModuleType:
     Raises:
         ConfigError: there is none of that name.
     """
-    if "." not in name and name not in names():
+    if name not in names() and ("." not in name or not all(map(str.isidentifier, name.split(".")))):
         raise ConfigError(f"no method '{name}'; {suggest(name, names())}")
     try:
         return importlib.import_module(name if "." in name else f"{__name__}.{name}")

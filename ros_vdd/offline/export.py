@@ -43,9 +43,13 @@ def run(args: argparse.Namespace) -> int:
     """Export, check and write the folder anew."""
     bundle = Bundle.open(find("models", args.policy))
     backends.require_commands(bundle)
+    if args.inpaint:
+        require_sampler(bundle)  # told before a copy is written
     if args.out:
+        if Path(args.out).resolve() == bundle.path.resolve():
+            raise PolicyError(f"'{args.out}' is POLICY itself, which is to stay as it is; choose another --out")
         bundle = resampled(bundle, Path(args.out), args.steps, args.solver, args.guidance)
-    elif args.steps or args.solver or args.guidance is not None:
+    elif args.steps is not None or args.solver or args.guidance is not None:
         raise PolicyError("--steps, --solver and --guidance change what the policy computes; give --out FOLDER for the result")
     bundle = export(bundle, args.draws, args.single_step, args.inpaint)
     said = bundle.manifest.export
@@ -119,22 +123,22 @@ def export(bundle: Bundle, draws: int = DRAWS, single_step: bool = False, inpain
         raise EngineError(
             f"the ONNX graph of '{bundle.path}' differs from PyTorch by {absolute:.2e} {bundle.robot.action.unit} and "
             f"{normalised:.2e} of the action range or of a log-gate; at most {accepted:.2g} and {TOLERANCE:.2g} are accepted. "
-            "Nothing was written; report this with the policy's configuration"
+            "No graph was written; report this with the policy's configuration"
         )
     if not likelihood <= LIKELIHOOD_TOLERANCE:
         raise EngineError(
             f"the likelihood graph of '{bundle.path}' differs from PyTorch by {likelihood:.2e}; at most "
-            f"{LIKELIHOOD_TOLERANCE:.2g} is accepted. Nothing was written; report this with the policy's configuration"
+            f"{LIKELIHOOD_TOLERANCE:.2g} is accepted. No graph was written; report this with the policy's configuration"
         )
     if not energy <= ENERGY_TOLERANCE:
         raise EngineError(
             f"the critic's graph of '{bundle.path}' differs from PyTorch by {energy:.2e}; at most {ENERGY_TOLERANCE:.2g} is "
-            "accepted. Nothing was written; report this with the policy's configuration"
+            "accepted. No graph was written; report this with the policy's configuration"
         )
     if not stepped <= TOLERANCE:
         raise EngineError(
             f"the single step of '{bundle.path}' differs from PyTorch by {stepped:.2e} of the action range; at most "
-            f"{TOLERANCE:.2g} is accepted. Nothing was written; report this with the policy's configuration"
+            f"{TOLERANCE:.2g} is accepted. No graph was written; report this with the policy's configuration"
         )
     described |= {"parity_max_abs": float(f"{absolute:.3g}"), "parity_max_normalised": float(f"{normalised:.3g}")}
     described |= {"parity_likelihood": float(f"{likelihood:.3g}")} if bundle.kind == "mixture" else {}
@@ -163,13 +167,13 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None, 
     """
     from ros_vdd import policies
 
-    given = {k: v for k, v in (("steps", steps), ("solver", solver)) if v}
+    given = {k: v for k, v in (("steps", steps), ("solver", solver)) if v is not None}
     if guidance is not None and not bundle.has_critic:
         raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy without a critic to guide it; leave --guidance out")
     if given and bundle.kind not in SAMPLED:
         raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which has no sampler; leave --steps and --solver out")
     network = dict(bundle.manifest.network)
-    if steps and (bundle.has_critic or network.get("walk") == "posterior"):
+    if steps is not None and (bundle.has_critic or network.get("walk") == "posterior"):
         count = network["sampler"]["steps"]
         raise PolicyError(f"'{bundle.path}' was trained for its {count} steps and has weights for each; leave --steps out")
     if given:

@@ -32,6 +32,8 @@ _QUIET = (
     "left_out_around",
     "verdict",
     "reasons",
+    "source_sha256",
+    "last_segment",
 )  # told elsewhere or of no use here
 
 

@@ -18,7 +18,7 @@ from ros_vdd.bundle import SAMPLED, WEIGHTS, Bundle, file_sha256, require_place,
 from ros_vdd.config import build, override, read_yaml, to_plain
 from ros_vdd.data.dataset import split_episodes
 from ros_vdd.data.episodes import EpisodeStore
-from ros_vdd.errors import ConfigError, PolicyError
+from ros_vdd.errors import ConfigError, DataError, PolicyError
 from ros_vdd.offline.training_data import training_data, validation_data
 from ros_vdd.policies import transfer
 from ros_vdd.policies.policy import Policy
@@ -40,12 +40,14 @@ class TrainingRun:
     """Everything between a configuration and a policy folder."""
 
     def __init__(self, config: TrainConfig, out: str | None, progress: bool = True):
-        self.config, self.progress = config, progress
+        self.config, self.progress, self._tells = config, progress, True
         self.out = Path(out or Path("runs") / config.name)
         require_place(self.out)  # told now, not after hours of training
         self.module = methods.find(config.method)
         self.options = build(self.module.Options, config.options, "options")
         self.store = EpisodeStore(config.data)
+        if not len(self.store):
+            raise DataError(f"the store '{self.store.root}' holds no episode; add some with ros-vdd convert")
         self.teacher_bundle = self._teacher()
         self._require_playable()
 
@@ -56,7 +58,7 @@ class TrainingRun:
                 raise ConfigError(
                     f"'collect' and 'rollouts' play in one process, and there are {group.world}; start it without torchrun"
                 )
-            self.progress = self.progress and group.first
+            self.progress, self._tells = self.progress and group.first, group.first
             bundle = self._train(group)
             group.wait()
         return bundle
@@ -93,7 +95,7 @@ class TrainingRun:
             return None
         if not self.config.teacher:
             raise ConfigError(f"method '{self.config.method}' needs a teacher; give --teacher FOLDER")
-        bundle = Bundle.open(find("models", self.config.teacher))
+        bundle = self._open("teacher")
         if bundle.kind not in SAMPLED:
             raise PolicyError(
                 f"teacher '{bundle.path}' is of kind '{bundle.kind}'; expected {_listed(SAMPLED)}; give --teacher the folder of "
@@ -131,6 +133,14 @@ class TrainingRun:
             return Practice(config.rollouts, method, config.seed)
         return Collection(config.collect, policy, teacher, config.seed) if config.collect else None
 
+    def _open(self, role: str) -> Bundle:
+        """Open the policy that the configuration names as `teacher`, `encoder` or `start`."""
+        try:
+            return Bundle.open(find("models", getattr(self.config, role)))
+        except ConfigError as error:
+            other = "--teacher FOLDER" if role == "teacher" else f"{role}=FOLDER"
+            raise ConfigError(f"'{role}': {error}. Train that one first, or give another by {other}") from error
+
     def _agree(self, bundle: Bundle, role: str) -> None:
         differences = bundle.robot.difference(self.store.robot)
         if differences:
@@ -149,7 +159,7 @@ class TrainingRun:
         else:
             self._fit_normalizers(policy)
         if self.config.encoder:
-            source = Bundle.open(find("models", self.config.encoder))
+            source = self._open("encoder")
             self._agree(source, "encoder")
             transfer.copy_weights(policies.load(source).encoders, policy.encoders, source)
         if self.config.start:
@@ -158,7 +168,7 @@ class TrainingRun:
                     "'start' is given, and 'options.warm_start' is true: the run can begin as one policy only; "
                     "set options.warm_start=false, or leave 'start' out"
                 )
-            source = Bundle.open(find("models", self.config.start))
+            source = self._open("start")
             self._agree(source, "start")
             transfer.copy_weights(policies.load(source), policy, source)
         if teacher is not None:
@@ -223,7 +233,7 @@ class TrainingRun:
             )
 
     def _say(self, text: str) -> None:
-        if self.progress:
+        if self._tells:
             print(text, flush=True)
 
 

@@ -205,7 +205,11 @@ def test_settings_without_meaning_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "collect, said", [({"every": 6}, "'collect.every' is 6, 'loop.steps' 6"), ({"share": 0.05}, "'collect.share' is 0.05, 'loop.batch_size' 8")]
+    "collect, said",
+    [
+        ({"every": 6}, "'collect.every' is 6, 'loop.steps' 6"),
+        ({"share": 0.05}, "'collect.share' is 0.05, 'loop.batch_size' 8"),
+    ],
 )
 def test_a_collection_that_no_batch_would_ever_see_is_refused(collect, said, configured):
     with pytest.raises(ConfigError, match=said):

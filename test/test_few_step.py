@@ -424,6 +424,7 @@ def test_a_student_is_exported_only_with_steps_that_stop_where_it_was_trained(wa
     if able is None:
         assert resampled(bundle, tmp_path / "out", steps, None).manifest.nfe == steps
         return
-    with pytest.raises(PolicyError, match=f"of {steps} steps over the 8 levels.* at level 2, .*exported with --steps {able}, another"):
+    said = f"of {steps} steps over the 8 levels.* at level 2, .*exported with --steps {able}, another"
+    with pytest.raises(PolicyError, match=said):
         resampled(bundle, tmp_path / "out", steps, None)
     assert not (tmp_path / "out").exists()

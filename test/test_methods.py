@@ -79,7 +79,7 @@ def test_loss_falls(name, kind, configured, tmp_path):
 
 @pytest.mark.parametrize("name", [n for n in methods.names() if not getattr(methods.find(n), "LOSS_FALLS", True)])
 def test_what_a_method_learns_from_falls_where_its_loss_neednt(name, configured, tmp_path):
-    """dmd2: how far the student's chunks are from the teacher's law. dxdp: the error of Q, whose opinion of the student is the loss."""
+    """dmd2: the distance of the student's law from the teacher's. dxdp: the error of Q, whose opinion of the student is the loss."""
     table, column_name = {"dmd2": ("validation.csv", "energy_distance"), "dxdp": ("train.csv", "return_error")}[name]
     loop = {**SLOW, "learning_rate": 1e-3, "steps": 100, "log_every": 10, "validate_every": 10, "validation_batches": 4, "ema": 0.9}
     train(configured(name, loop), tmp_path / "policy")

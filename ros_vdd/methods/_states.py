@@ -157,8 +157,8 @@ class StateSource:
             return states
         if draws.world > 1:
             raise ConfigError(
-                f"'states.buffer' is {self.shares.buffer}, for {draws.world} processes; each would remember its own rows only, and a "
-                "checkpoint those of one. Leave the buffer out, or start it without torchrun"
+                f"'states.buffer' is {self.shares.buffer}, for {draws.world} processes; each would remember its own rows only, and "
+                "a checkpoint those of one. Leave the buffer out, or start it without torchrun"
             )
         recalled = self._recalled(states, draws)
         if self.policy.training:  # validation leaves nothing behind

@@ -34,10 +34,10 @@ def require_levels(teacher: DiffusionPolicy, asked: Iterable[float]) -> None:
         return
     known = teacher.levels_walked[:-1]
     if unknown := [level for level in asked if not any(math.isclose(level, one, rel_tol=1e-4) for one in known)]:
-        config = teacher.config
+        grid, sampler, levels = teacher.config.grid, teacher.config.sampler, ", ".join(f"{level:.3g}" for level in known)
         raise ConfigError(
-            f"the teacher is a few-step student of {len(known)} steps, trained at the levels {', '.join(f'{v:.3g}' for v in known)}, "
-            f"and would be asked at {unknown[0]:.3g}; expected its own 'policy.grid' {config.grid} and 'policy.sampler' (sigma_min "
-            f"{config.sampler.sigma_min:g}, sigma_max {config.sampler.sigma_max:g}), and 'sampler.steps' times 'options.substeps' "
-            f"to be its {len(known)} steps, or a divisor of them"
+            f"the teacher is a few-step student of {len(known)} steps, trained at the levels {levels}, and would be asked at "
+            f"{unknown[0]:.3g}; expected its own 'policy.grid' {grid} and 'policy.sampler' (sigma_min {sampler.sigma_min:g}, "
+            f"sigma_max {sampler.sigma_max:g}), and 'sampler.steps' times 'options.substeps' to be its {len(known)} steps, or a "
+            "divisor of them"
         )

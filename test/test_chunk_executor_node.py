@@ -196,7 +196,7 @@ def test_disabled_and_protective_stop_end_motion_until_they_are_taken_back(tmp_p
         executor.measure()
         executor.send(executor.peer.now_ns(), np.tile(MEASURED, (8, 1)) + np.linspace(0, 0.1, 8)[:, None])
 
-    executor.until(lambda: executor.code() == "", move)
+    executor.until(lambda: executor.code() == "" and executor.commands, move)
     assert not any(executor.commands[-1].points[-1].velocities)  # silence ends in rest
     assert executor.peer.call("chunk_executor_node/enable", SetBool, data=False).message == "disabled"
     executor.until(lambda: executor.code() == "disabled", move)

@@ -34,7 +34,7 @@ EXTRAS = {
     "tensorrt": ["tensorrt>=10.12", "cuda-python>=12.6", "onnx>=1.21"],
     # GeForce and RTX; builds on any Linux x86-64, with a GPU or without (95 MB to download, 240 MB on disk).
     "tensorrt-rtx": ["tensorrt-rtx>=1.2", "cuda-python>=12.6", "onnx>=1.21"],
-    "dev": ["pytest>=7", "pytest-xdist>=3"],
+    "dev": ["pytest>=7", "pytest-rerunfailures>=12", "pytest-xdist>=3"],
 }
 
 

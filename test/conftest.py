@@ -18,6 +18,17 @@ os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 101))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make known a mark that pytest-rerunfailures understands, where it is installed."""
+    config.addinivalue_line("markers", "flaky(reruns): a test that is run again where it fails; the summary tells it as a rerun")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Run a test of nodes once more where it fails: on a busy machine a message may come later than any test waits."""
+    if _starts_nodes(item.path):
+        item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, where it is installed
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Of several pytest processes let one run all that starts ROS nodes, which mostly wait; keep the others' files whole."""

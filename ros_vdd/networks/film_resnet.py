@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
+
+from ros_vdd.networks.resnet import KeptBatchNorm, convolution, pooled, skip
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -32,27 +33,13 @@ def clip_normalised(images: Tensor) -> Tensor:
     return ((images + 1) / 2 - mean) / std
 
 
-class KeptBatchNorm(nn.Module):
-    """y = weight (x - mean) / sqrt(variance + 1e-5) + bias per channel, with the statistics that came with the weights."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, C, H, W)` to the same shape."""
-        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False)
-
-
 class FilmResNet18(nn.Module):
     """Maps images `(N, 3, H, W)` in [-1, 1] and what they are looked at for `(N, G)` to features `(N, output)`."""
 
     def __init__(self, condition: int, output: int):
         super().__init__()
         widths = (64, 128, 256, 512)
-        self.conv1, self.bn1 = _conv(3, 64, 7, 2), KeptBatchNorm(64)
+        self.conv1, self.bn1 = convolution(3, 64, 7, 2), KeptBatchNorm(64)
         for stage, (before, width) in enumerate(zip((64, *widths), widths), start=1):
             blocks = [_BasicBlock(before, width, 1 if stage == 1 else 2), _BasicBlock(width, width, 1)]
             setattr(self, f"layer{stage}", nn.ModuleList(blocks))
@@ -61,7 +48,7 @@ class FilmResNet18(nn.Module):
 
     def forward(self, images: Tensor, condition: Tensor) -> Tensor:
         """Encode `(N, 3, H, W)` under `(N, G)` to `(N, output)`."""
-        x = _pooled(self.bn1(self.conv1(clip_normalised(images))).relu())
+        x = pooled(self.bn1(self.conv1(clip_normalised(images))).relu())
         for stage in range(1, 5):
             told = getattr(self, f"film_module{stage}")(condition)
             for block, (gamma, beta) in zip(getattr(self, f"layer{stage}"), told):
@@ -82,7 +69,7 @@ class FilmResNet50(nn.Module):
 
     def forward(self, images: Tensor, condition: Tensor) -> Tensor:
         """Encode `(N, 3, H, W)` under `(N, G)` to `(N, 2048)`."""
-        x = _pooled(self.resnet.bn1(self.resnet.conv1(clip_normalised(images))).relu())
+        x = pooled(self.resnet.bn1(self.resnet.conv1(clip_normalised(images))).relu())
         for stage in range(1, 5):
             gamma, beta = getattr(self, f"film{stage}")(condition)
             x = (1 + gamma) * getattr(self.resnet, f"layer{stage}")(x) + beta
@@ -98,9 +85,9 @@ class _BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
-        self.conv1, self.bn1 = _conv(inputs, width, 3, stride), KeptBatchNorm(width)
-        self.conv2, self.bn2 = _conv(width, width, 3, 1), KeptBatchNorm(width)
-        self.downsample = _skip(inputs, width, stride)
+        self.conv1, self.bn1 = convolution(inputs, width, 3, stride), KeptBatchNorm(width)
+        self.conv2, self.bn2 = convolution(width, width, 3, 1), KeptBatchNorm(width)
+        self.downsample = skip(inputs, width, stride)
 
     def forward(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
@@ -112,10 +99,10 @@ class _Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
-        self.conv1, self.bn1 = _conv(inputs, width, 1, 1), KeptBatchNorm(width)
-        self.conv2, self.bn2 = _conv(width, width, 3, stride), KeptBatchNorm(width)
-        self.conv3, self.bn3 = _conv(width, 4 * width, 1, 1), KeptBatchNorm(4 * width)
-        self.downsample = _skip(inputs, 4 * width, stride)
+        self.conv1, self.bn1 = convolution(inputs, width, 1, 1), KeptBatchNorm(width)
+        self.conv2, self.bn2 = convolution(width, width, 3, stride), KeptBatchNorm(width)
+        self.conv3, self.bn3 = convolution(width, 4 * width, 1, 1), KeptBatchNorm(4 * width)
+        self.downsample = skip(inputs, 4 * width, stride)
         nn.init.zeros_(self.bn3.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +116,7 @@ class _Bottlenecks(nn.Module):
 
     def __init__(self, depths: Sequence[int]):
         super().__init__()
-        self.conv1, self.bn1 = _conv(3, 64, 7, 2), KeptBatchNorm(64)
+        self.conv1, self.bn1 = convolution(3, 64, 7, 2), KeptBatchNorm(64)
         inputs = 64
         for stage, depth in enumerate(depths):
             width, stride = 64 * 2**stage, 1 if stage == 0 else 2
@@ -162,17 +149,3 @@ class _StageFilm(nn.Module):
 
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         return self.gamma(condition)[..., None, None], self.beta(condition)[..., None, None]
-
-
-def _conv(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return layer
-
-
-def _skip(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    return None if inputs == outputs and stride == 1 else nn.Sequential(_conv(inputs, outputs, 1, stride), KeptBatchNorm(outputs))
-
-
-def _pooled(x: Tensor) -> Tensor:
-    return nn.functional.max_pool2d(x, 3, stride=2, padding=1)

@@ -117,7 +117,7 @@ class Policy(nn.Module):
         if self.config.vision.conditioned:
             if goal is None:
                 name = self.config.vision.encoder
-                raise ConfigError(f"'vision.encoder' is '{name}', which needs the goal, and none is given; write encoder: small")
+                raise ConfigError(f"'vision.encoder' is '{name}', which needs the goal, and none is given; write encoder: resnet18")
             told = (goal,)
         parts = []
         for name in self.image_shapes:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.film_resnet import ENCODERS
+from ros_vdd.networks.resnet import ResNet18
 from ros_vdd.networks.vision import ImageEncoder
 
 
@@ -17,14 +18,14 @@ from ros_vdd.networks.vision import ImageEncoder
 class VisionConfig:
     """How one camera picture becomes features; all cameras share the layout, each has its own weights.
 
-    `encoder`: "small" has `channels` and `hidden`; "film_resnet18" and "film_resnet50" look at a picture for the goal, as in
-    released MoDE policies (`features` 512, or anything; 2048).
+    `encoder`: "small" has `channels` and `hidden`; "resnet18" neither of them; "film_resnet18" and "film_resnet50" look at a picture
+    for the goal, as in released MoDE policies (`features` 512, or anything; 2048).
     """
 
     features: int = 32
     channels: tuple[int, ...] = (32, 64, 96)
     hidden: int = 256
-    encoder: Literal["small", "film_resnet18", "film_resnet50"] = "small"
+    encoder: Literal["small", "resnet18", "film_resnet18", "film_resnet50"] = "small"
 
     def __post_init__(self):
         if self.features < 1 or self.hidden < 1 or not self.channels or min(self.channels) < 1:
@@ -43,11 +44,13 @@ class VisionConfig:
         Raises:
             ConfigError: the pictures' size doesn't divide into the stages, or there is no goal to be told.
         """
+        if self.encoder == "resnet18":
+            return ResNet18(height, width, self.features)
         if not self.conditioned:
             return ImageEncoder(height, width, self.features, self.channels, self.hidden)
         if not goal:
             raise ConfigError(
                 f"'vision.encoder' is '{self.encoder}', which looks at pictures for a goal, but the robot file has none; "
-                "add a section 'goal' to it, or write encoder: small"
+                "add a section 'goal' to it, or write encoder: resnet18"
             )
         return ENCODERS[self.encoder](goal, self.features)

@@ -291,6 +291,27 @@ def test_chunk_is_written_whole_and_every_point_lies_in_the_future():
     assert times == [(k + 1) * 100_000_000 for k in range(16)]
 
 
+def test_a_trajectory_filled_again_has_the_new_actions_and_the_old_times():
+    first, second = RNG.normal(size=(2, 16, 2)).astype(np.float32)
+    again, fresh = SimpleNamespace(), SimpleNamespace()
+    codecs.encode_trajectory(again, [_empty_point() for _ in first], ("a", "b"), first, dt_ns=100_000_000)
+    codecs.refill_trajectory(again, second[:, ::-1])
+    codecs.encode_trajectory(fresh, [_empty_point() for _ in second], ("a", "b"), second[:, ::-1], dt_ns=100_000_000)
+    for one, other in zip(again.points, fresh.points, strict=True):
+        assert list(one.positions) == other.positions and one.time_from_start == other.time_from_start
+
+
+@pytest.mark.parametrize(
+    "actions, told", [([[1.0, np.nan]], "nothing is sent"), ([[1.0]], r"\(1, 1\); expected \(1, 2\)"), (np.zeros((2, 2)), "expected")]
+)
+def test_a_trajectory_is_not_filled_again_with_what_doesnt_fit(actions, told):
+    msg = SimpleNamespace()
+    codecs.encode_trajectory(msg, [_empty_point()], ("a", "b"), np.array([[1.0, 2.0]]), dt_ns=1)
+    with pytest.raises(StreamError, match=told):
+        codecs.refill_trajectory(msg, np.array(actions))
+    assert msg.points[0].positions == [1.0, 2.0]
+
+
 def test_non_finite_chunk_leaves_the_message_as_it_was():
     msg = SimpleNamespace(joint_names=[], points=[])
     with pytest.raises(StreamError, match="nothing is sent"):

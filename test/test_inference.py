@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ros_vdd import bundle
 from ros_vdd.config import to_plain
 from ros_vdd.errors import ConfigError, EngineError
 from ros_vdd.runtime.choice import ChoiceConfig
+from ros_vdd.runtime import inference
 from ros_vdd.runtime.inference import InferenceThread, PolicyRunner
 
 GATE = np.array([0.15, 0.6, 0.25], dtype=np.float32)
@@ -259,6 +261,28 @@ def test_the_newest_request_wins_and_the_others_are_counted(worker):
     finish(worker, 2)
     assert worker.results == [(1, 10), (4, 40)]
     assert worker.thread.replaced == 2
+
+
+def test_an_idle_thread_has_taken_a_request_up_when_submit_returns(worker, monkeypatch):
+    monkeypatch.setattr(inference, "GIVE_WAY_S", PATIENCE_S)
+    for request in range(20, 60, 2):
+        while not worker.thread.idle:
+            time.sleep(0.001)
+        worker.thread.submit(request)
+        worker.thread.submit(request + 1)
+        finish(worker, 2)
+    assert worker.thread.replaced == 0
+    assert [request for request, _ in worker.results] == list(range(20, 60))
+
+
+def test_a_busy_thread_is_not_waited_for(worker, monkeypatch):
+    worker.thread.submit(1)
+    assert worker.begun.acquire(timeout=PATIENCE_S)
+    monkeypatch.setattr(inference, "GIVE_WAY_S", -1)  # for ever
+    for request in (2, 3):
+        worker.thread.submit(request)
+    finish(worker, 2)
+    assert worker.results == [(1, 10), (3, 30)]
 
 
 @pytest.mark.parametrize("request_, told", [("bad", "broken"), (13, "the publisher is gone")])

@@ -27,7 +27,7 @@ from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from ros_vdd.errors import ConfigError, RosVddError  # noqa: E402
 from ros_vdd.nodes.managed import ManagedNode  # noqa: E402
-from ros_vdd.nodes.messages import COMMAND_QOS, chunk_message  # noqa: E402
+from ros_vdd.nodes.messages import COMMAND_QOS, ChunkMessage, chunk_message  # noqa: E402
 from ros_vdd.nodes.parameters import Parameter  # noqa: E402
 from ros_vdd.runtime.chunking import ActionChunk  # noqa: E402
 
@@ -59,6 +59,13 @@ class Life:
     def said(self, state, code, word=""):
         self.peer.until(lambda: self.status and (self.status[-1]["state"], self.status[-1]["code"]) == (state, code))
         assert word in self.status[-1]["detail"]
+
+
+def test_a_message_filled_again_is_the_one_made_anew():
+    again, rng = ChunkMessage(), np.random.default_rng(0)
+    for stamp_ns, steps, joints in ((5 * DT, 3, "ab"), (7 * DT, 3, "ab"), (8 * DT, 4, "ab"), (9 * DT, 4, "ba"), (9 * DT, 4, "ba")):
+        chunk = ActionChunk(stamp_ns, DT, tuple(joints), rng.normal(size=(steps, 2)))
+        assert again.fill(chunk) == chunk_message(chunk)
 
 
 def test_the_executor_commands_only_while_it_is_active_and_ends_in_rest(tmp_path):

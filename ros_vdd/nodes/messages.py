@@ -17,7 +17,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from ros_vdd.runtime.chunking import ActionChunk
 from ros_vdd.runtime.drive import Motion
-from ros_vdd.streams.codecs import encode_array, encode_goal, encode_joint_state, encode_trajectory
+from ros_vdd.streams.codecs import encode_array, encode_goal, encode_joint_state, encode_trajectory, refill_trajectory
 from ros_vdd.streams.spec import ActionSpec, GoalSpec
 
 CLASSES = {
@@ -51,6 +51,26 @@ def chunk_message(chunk: ActionChunk) -> JointTrajectory:
     points = [JointTrajectoryPoint() for _ in chunk.actions]
     encode_trajectory(message, points, chunk.joints, chunk.actions, chunk.dt_ns)
     return message
+
+
+class ChunkMessage:
+    """A trajectory that is filled again for each chunk: making its points takes longer than sending them.
+
+    What `fill` returns is good until it is called again.
+    """
+
+    def __init__(self):
+        self._message, self._layout = JointTrajectory(), None
+
+    def fill(self, chunk: ActionChunk) -> JointTrajectory:
+        """Return the chunk as `chunk_message` does."""
+        layout = (len(chunk.actions), chunk.joints, chunk.dt_ns)
+        if layout != self._layout:
+            self._message, self._layout = chunk_message(chunk), layout
+            return self._message
+        refill_trajectory(self._message, chunk.actions)
+        self._message.header.stamp = time_message(chunk.stamp_ns)
+        return self._message
 
 
 def command_message(action: ActionSpec, motion: Motion, stamp_ns: int) -> Any:

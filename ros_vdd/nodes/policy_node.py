@@ -21,7 +21,7 @@ from ros_vdd import backends, resources
 from ros_vdd.bundle import Bundle
 from ros_vdd.errors import ConfigError, PolicyError
 from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
-from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE_QOS, LATCHED_QOS, chunk_message, json_message
+from ros_vdd.nodes.messages import CAMERA_QOS, CLASSES, COMMAND_QOS, JOINT_STATE_QOS, LATCHED_QOS, ChunkMessage, json_message
 from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import await_reader, publish, run
 from ros_vdd.nodes.transport import image_problem
@@ -89,6 +89,7 @@ class PolicyWork:
         self._figures: dict[str, Any] = dict.fromkeys(self._monitor.keys if self._monitor else ())
         self._strange: str | None = None  # the warning that is in force
         self._chunks, self._expert, self._lock_step = 0, None, parameters.equal_stamps
+        self._chunk_message = ChunkMessage()
         self._latency_ms, self._compute_ms = Window(), Window()
         self._status.robot = self._robot.name
         self._chunk_publisher = node.create_lifecycle_publisher(JointTrajectory, "action_chunk", COMMAND_QOS)
@@ -189,7 +190,7 @@ class PolicyWork:
         """Publish a chunk, then what belongs to it but not into the command."""
         if self._lock_step:
             await_reader(self._chunk_publisher)
-        publish(self._node, self._chunk_publisher, chunk_message(plan.chunk))
+        publish(self._node, self._chunk_publisher, self._chunk_message.fill(plan.chunk))
         latency_ms = (self._node.get_clock().now().nanoseconds - plan.chunk.stamp_ns) / 1e6
         compute_ms = (time.perf_counter() - plan.received_s) * 1e3
         self._chunks += 1

@@ -13,8 +13,6 @@ This gate is not a safety function in the sense of ISO 10218; it never replaces 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from ros_vdd.errors import suggest
@@ -54,17 +52,20 @@ class SafetyGate:
 
     def check(self, chunk: ActionChunk) -> ActionChunk | Refusal:
         """Return the chunk in the order and limits of the robot file, or why it is refused."""
-        if refusal := self._check_joints(chunk):
+        ordered = tuple(chunk.joints) == self._joints
+        if not ordered and (refusal := self._check_joints(chunk)):
             return refusal
         actions = np.asarray(chunk.actions, dtype=np.float64)
         if actions.ndim != 2 or not len(actions) or actions.shape[1] != len(self._joints):
             return Refusal(Reason.WRONG_SHAPE, f"actions have shape {actions.shape}; expected (H, {len(self._joints)})")
-        actions = actions[:, [chunk.joints.index(joint) for joint in self._joints]]
-        if refusal := self._check_values(actions):
-            return refusal
+        if not ordered:
+            actions = actions[:, [chunk.joints.index(joint) for joint in self._joints]]
         inside = np.clip(actions, self._lower, self._upper)
-        self.clamped += bool((inside != actions).any())
-        return replace(chunk, joints=self._joints, actions=inside)
+        if not (inside == actions).all():  # NaN equals nothing
+            if refusal := self._check_values(actions):
+                return refusal
+            self.clamped += 1
+        return ActionChunk(chunk.stamp_ns, chunk.dt_ns, self._joints, inside)
 
     def inside(self, position: np.ndarray) -> np.ndarray:
         """Return the position within the limits that is nearest to one; (A,)."""

@@ -6,6 +6,7 @@ Reading goes by joint name, whatever the order; writing fills a message object h
 
 from __future__ import annotations
 
+import array
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "encode_image",
     "encode_joint_state",
     "encode_trajectory",
+    "refill_trajectory",
     "stamp_ns",
 ]
 
@@ -147,6 +149,16 @@ def encode_trajectory(msg: Any, points: Sequence[Any], joints: Sequence[str], ac
         point.positions = row.tolist()
         point.time_from_start.sec, point.time_from_start.nanosec = divmod(k * dt_ns, 1_000_000_000)
     msg.joint_names, msg.points = list(joints), list(points)
+
+
+def refill_trajectory(msg: Any, actions: np.ndarray) -> None:
+    """Put other actions `(H, A)` into a JointTrajectory that `encode_trajectory` has filled; joints and times stay.
+
+    Raises:
+        StreamError: another shape, NaN or infinity; the message is then as it was.
+    """
+    for point, row in zip(msg.points, _finite(actions, (len(msg.points), len(msg.joint_names)), "actions")):
+        point.positions = array.array("d", row.tobytes())
 
 
 def encode_joint_state(msg: Any, joints: Sequence[str], positions: np.ndarray) -> None:

@@ -131,6 +131,7 @@ def test_the_verb_writes_figures_samples_and_a_picture(bundle, tmp_path, capsys)
         (["--plot", "x.bmp"], "'x.bmp' ends in '.bmp'; expected .png or .svg or .pdf"),
         (["--samples", "x.csv"], "expected .npz or .json"),
         (["--warm-up", "-1"], "'warm-up' is -1"),
+        (["--threads", "0"], "'threads' is 0; expected at least 1"),
         (["--samples", "nowhere/x.npz"], "no folder 'nowhere'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -147,3 +148,13 @@ def test_one_policy_gives_one_object_as_before(bundle, tmp_path):
     words = [str(bundle.path), "--runs", "3", "--warm-up", "0", "--cold-starts", "0", "--no-progress", "--json", str(file)]
     assert benchmark.run(parser.parse_args(words)) == 0
     assert json.loads(file.read_text())["latency_ms"]["p50"] > 0
+
+
+def test_threads_are_given_to_all_that_is_timed_and_told(bundle, tmp_path, capsys, monkeypatch):
+    file, given = tmp_path / "two.json", []
+    load = backends.load
+    monkeypatch.setattr(backends, "load", lambda bundle, name, threads: given.append(threads) or load(bundle, name, threads))
+    words = ["--threads", "2", "--runs", "3", "--cold-starts", "0", "--no-progress", "--json", str(file), "--against", str(bundle.path)]
+    assert cli.main(["benchmark", str(bundle.path), *words]) == 0
+    assert given == [2, 2] and [row["threads"] for row in json.loads(file.read_text())] == [2, 2]
+    assert "batch 1, 2 threads, 3 runs" in capsys.readouterr().out

@@ -180,6 +180,28 @@ def test_a_policy_that_draws_inside_is_refused(monkeypatch):
         graphs.to_onnx(policy, {"state": np.zeros((1, 2, 2), np.float32)})
 
 
+def test_an_engine_on_the_cpu_has_the_threads_that_are_asked_for(exported):
+    opened = backends.load(exported["mixture"]), backends.load(exported["mixture"], threads=3)
+    opened += (backends.load_likelihood(exported["mixture"], threads=3),)
+    assert [engine._session.get_session_options().intra_op_num_threads for engine in opened] == [1, 3, 3]
+    before = torch.get_num_threads()
+    try:
+        backends.load(exported["mixture"], "eager", threads=3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_engine_that_takes_no_threads_takes_no_notice_of_them(exported, monkeypatch):
+    monkeypatch.setattr("ros_vdd.backends.onnxruntime.load", lambda bundle: bundle.path)
+    assert backends.load(exported["mixture"], threads=4) == exported["mixture"].path
+
+
+def test_no_threads_are_refused(exported):
+    with pytest.raises(EngineError, match="'threads' is 0; expected at least 1"):
+        backends.load(exported["mixture"], threads=0)
+
+
 def test_a_graph_of_another_policy_is_refused_by_the_engine(exported, folder):
     swapped = amend(folder, {GRAPH: exported["diffusion"].file(GRAPH)})
     with pytest.raises(EngineError, match=r"takes inputs .*noise.*, its manifest says .*export the policy again"):

@@ -254,8 +254,9 @@ class Engine:
             FAILURE
         return self.engine.run(inputs)
 
-def load(bundle):
-    return Engine(onnxruntime.load(bundle))
+def load(bundle, threads):
+    assert threads == 3, threads
+    return Engine(onnxruntime.load(bundle, threads=threads))
 '''
 SLOW_ENGINE = '''
 import time
@@ -283,7 +284,7 @@ def test_an_engine_that_fails_in_the_middle_hands_over_and_chunks_go_on(failure,
     (tmp_path / "lab" / "engine.py").write_text(LAB_ENGINE.replace("FAILURE", failure))
     (tmp_path / "lab" / "slow.py").write_text(SLOW_ENGINE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    order = {"backend": "lab.engine", "fallback": "nothing_like_it, lab.slow", "engine_timeout_s": 0.5, "max_skew_s": 0.0}
+    order = {"backend": "lab.engine", "fallback": "nothing_like_it, lab.slow", "engine_timeout_s": 0.5, "max_skew_s": 0.0, "threads": 3}
     process, peer = start("policy_node", "handover", policy=policy, **order), Peer("handover")
     states = peer.hear_status("policy_node")
     chunks, diagnostics = peer.hear(JointTrajectory, "action_chunk"), peer.hear(DiagnosticArray, "/diagnostics")

@@ -27,6 +27,7 @@ has `load`, and of an engine that is built ahead, after which `load` finds it in
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 from typing import Protocol
@@ -91,22 +92,25 @@ def module(name: str):
     return found
 
 
-def load(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
+def load(bundle: Bundle, name: str = "onnxruntime", threads: int | None = None, **options) -> Engine:
     """Load a policy folder into an engine.
 
     Args:
         bundle: the verified folder.
         name: an engine of this folder, or one with dots from outside the package; `NAME:PRECISION` where it has several.
+        threads: of an engine that computes on the CPU and takes that argument (others take no notice); more than one pays for large
+            networks on idle cores. None: as the engine does by itself, ONNX Runtime with one.
         options: keyword arguments of the engine's `load`.
 
     Raises:
-        EngineError: there is no such engine or precision, it isn't installed, it refuses the policy, or it must be built first.
+        EngineError: there is no such engine or precision, it isn't installed, it refuses the policy, it must be built first, or `threads`
+            is below 1.
     """
     require_commands(bundle)
-    return _load(bundle, name, "load", options)
+    return _load(bundle, name, "load", threads, options)
 
 
-def load_likelihood(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
+def load_likelihood(bundle: Bundle, name: str = "onnxruntime", threads: int | None = None, **options) -> Engine:
     """Load the likelihood of a mixture; an engine without one leaves it to ONNX Runtime.
 
     Raises:
@@ -115,10 +119,10 @@ def load_likelihood(bundle: Bundle, name: str = "onnxruntime", **options) -> Eng
     """
     if bundle.kind != "mixture":
         raise EngineError(f"'{bundle.path}' is a {bundle.kind} policy; only a mixture tells how likely a chunk is")
-    return _load(bundle, name, "load_likelihood", options)
+    return _load(bundle, name, "load_likelihood", threads, options)
 
 
-def load_energy(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
+def load_energy(bundle: Bundle, name: str = "onnxruntime", threads: int | None = None, **options) -> Engine:
     """Load the critic of a student; an engine without one leaves it to ONNX Runtime.
 
     Raises:
@@ -130,17 +134,22 @@ def load_energy(bundle: Bundle, name: str = "onnxruntime", **options) -> Engine:
             f"'{bundle.path}' is a {bundle.kind} policy without a critic; only a student that was trained with one (method: dxmi) "
             "tells energies"
         )
-    return _load(bundle, name, "load_energy", options)
+    return _load(bundle, name, "load_energy", threads, options)
 
 
-def _load(bundle: Bundle, name: str, what: str, options: Mapping) -> Engine:
+def _load(bundle: Bundle, name: str, what: str, threads: int | None, options: Mapping) -> Engine:
+    if threads is not None and threads < 1:
+        raise EngineError(f"'threads' is {threads}; expected at least 1")
     found, precision = module(name), split(name)[1]
     if what == "load" and precision and hasattr(found, "PRECISIONS"):
         options = {**options, "precision": precision}
     if not hasattr(found, what):
         found = module("onnxruntime")
+    loader = getattr(found, what)
+    if threads is not None and "threads" in inspect.signature(loader).parameters:
+        options = {**options, "threads": threads}
     try:
-        return getattr(found, what)(bundle, **options)
+        return loader(bundle, **options)
     except ModuleNotFoundError as error:
         raise _not_installed(name, error) from error
 

@@ -104,8 +104,10 @@ class EagerEnergy:
         return {name: value.numpy() for name, value in self._policy.energy(tensors, *asked)._asdict().items()}
 
 
-def load(bundle: Bundle) -> EagerEngine:
-    """Load the weights of a folder."""
+def load(bundle: Bundle, threads: int | None = None) -> EagerEngine:
+    """Load the weights of a folder; `threads` are those of all that PyTorch computes in this process, None leaves them."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     return EagerEngine(policies.load(bundle))
 
 

@@ -44,6 +44,7 @@ PARAMETERS = (
     Parameter("goal", "", "goal until one is published: a task's name or number, or numbers with commas between them"),
     Parameter("backend", "onnxruntime", "engine that runs the policy"),
     Parameter("fallback", "", "engines that take over in this order when the one before fails, with commas between them"),
+    Parameter("threads", 1, "of engines that compute on the CPU; more than one pays for large networks on idle cores", 1, 64),
     Parameter("engine_timeout_s", 1.0, "how long an engine may take for a chunk until the next answers, or all have failed; 0 for ever [s]", 0.0, 600.0),
     Parameter("choice", "argmax", "which expert acts; sticky, gumbel, coherent and committed commit", choices=RULES),
     Parameter("temperature", 1.0, "of sample, gumbel and coherent: 1 follows the gate, less favours likely experts", 1e-3, 1e3),
@@ -77,11 +78,11 @@ class PolicyWork:
         choice = ChoiceConfig(*(getattr(parameters, name) for name in rule))
         names = [parameters.backend, *filter(None, (name.strip() for name in parameters.fallback.split(",")))]
         drawn = partial(backends.random_inputs, bundle, np.random.default_rng(0))
-        engine = self._open_engines(names, partial(backends.load, bundle), drawn, parameters.engine_timeout_s)
+        engine = self._open_engines(names, partial(backends.load, bundle, threads=parameters.threads), drawn, parameters.engine_timeout_s)
         likelihood = None
         if choice.asks_likelihood(bundle):
             blank = lambda: {name: np.zeros(*kind) for name, kind in backends.likelihood_shapes(bundle).items()}  # noqa: E731
-            likelihood = self._open_engines(names, partial(backends.load_likelihood, bundle), blank, parameters.engine_timeout_s)
+            likelihood = self._open_engines(names, partial(backends.load_likelihood, bundle, threads=parameters.threads), blank, parameters.engine_timeout_s)
         self._engine = likelihood or engine  # the one that is asked
         runner = PolicyRunner(bundle, engine, choice, parameters.seed, likelihood)
         runner.warm_up(_blank(bundle))

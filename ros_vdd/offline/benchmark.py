@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=1000, help="timed runs of each (default 1000)")
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help=f"runs of each before they are timed (default {WARM_UP})")
     parser.add_argument("--cold-starts", type=int, default=3, help="processes started to time a first chunk (default 3; 0: none)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of engines on the CPU (default 1); the floor is that of one")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
     parser.add_argument("--samples", metavar="FILE", help="write every latency [ms] as .npz or .json")
     parser.add_argument("--plot", metavar="FILE", help="draw the distributions as .png, .svg or .pdf")
@@ -51,12 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Time policies and engines, one run of each after the other, and print a table."""
     _check(args)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch as ONNX Runtime: on few cores more threads wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # what measures the floor; engines are told
     bundles = [Bundle.open(find("models", name)) for name in args.policies]
     names = args.backend or ["onnxruntime"]
-    timed, missing = contenders(bundles, names)
+    timed, missing = contenders(bundles, names, args.threads)
     if args.against:
-        timed.append(_other(args.against, timed[0]))
+        timed.append(_other(args.against, timed[0], args.threads))
     before = machine()
     samples = measure(timed, args.runs, args.warm_up, not args.no_progress)
     rows = [describe(c, s) for c, s in zip(timed, samples)]
@@ -113,6 +114,7 @@ def describe(entry: Contender, latencies_ms: np.ndarray) -> dict:
         "backend": entry.backend,
         "hardware": hardware(),
         "batch": 1,
+        "threads": entry.threads,
         "runs": len(latencies_ms),
         "nfe": entry.bundle.manifest.nfe,
         "latency_ms": {
@@ -141,7 +143,8 @@ def table(rows: Sequence[dict]) -> str:
     first, made = rows[0], rows[0]["machine"]
     clock = f", {made['clock_mhz']:.0f} MHz" if "clock_mhz" in made else ""
     cards = "".join(f", {g['name']} (driver {g['driver_version']}, {g['clocks.sm']})" for g in made.get("gpus", []))
-    lines.append(f"[ms] batch 1, {first['runs']} runs each in turn, {first['hardware']}{clock}{cards}")
+    several = f", {first['threads']} threads" if first["threads"] > 1 else ""
+    lines.append(f"[ms] batch 1{several}, {first['runs']} runs each in turn, {first['hardware']}{clock}{cards}")
     lines.append("cold s: start of a process to its first chunk; MB: its largest resident memory; floor: docs/engines.md")
     return "\n".join(lines)
 
@@ -166,7 +169,7 @@ def write_samples(file: Path, samples: dict[str, np.ndarray]) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what can't end well before anything is loaded."""
-    for name, least in (("runs", 1), ("warm_up", 0), ("cold_starts", 0)):
+    for name, least in (("runs", 1), ("warm_up", 0), ("cold_starts", 0), ("threads", 1)):
         if getattr(args, name) < least:
             raise ConfigError(f"'{name.replace('_', '-')}' is {getattr(args, name)}; expected at least {least}")
     for file, endings in ((args.json, ()), (args.samples, SAMPLES), (args.plot, PICTURES)):
@@ -176,10 +179,11 @@ def _check(args: argparse.Namespace) -> None:
                 raise ConfigError(f"'{file}' ends in '{Path(file).suffix}'; expected {' or '.join(endings)}")
 
 
-def _other(name: str, first: Contender) -> Contender:
+def _other(name: str, first: Contender, threads: int) -> Contender:
     """Return what is compared with: the first policy on another engine, or another policy on the first engine."""
     is_engine = name.partition(":")[0] in backends.names()
-    return contender(first.bundle, name) if is_engine else contender(Bundle.open(find("models", name)), first.backend)
+    bundle, engine = (first.bundle, name) if is_engine else (Bundle.open(find("models", name)), first.backend)
+    return contender(bundle, engine, threads)
 
 
 def _floor(entry: Contender) -> dict | None:

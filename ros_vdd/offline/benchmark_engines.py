@@ -27,11 +27,13 @@ class Contender:
     runner: PolicyRunner
     load_s: float
     observations: list[dict[str, np.ndarray]]
+    threads: int = 1
 
     @property
     def label(self) -> str:
-        """Return "POLICY on ENGINE"."""
-        return f"{self.bundle.path.name} on {self.backend}"
+        """Return "POLICY on ENGINE", and the threads where they are several."""
+        several = f", {self.threads} threads" if self.threads > 1 else ""
+        return f"{self.bundle.path.name} on {self.backend}{several}"
 
     def timed(self, number: int) -> float:
         """Return how long the chunk for one of the observations takes [ms]; the answer is on the host when it ends."""
@@ -50,20 +52,20 @@ def every_engine() -> list[str]:
     return found
 
 
-def contender(bundle: Bundle, backend: str) -> Contender:
+def contender(bundle: Bundle, backend: str, threads: int = 1) -> Contender:
     """Load a policy into an engine.
 
     Raises:
         EngineError: the engine isn't there or refuses the policy.
     """
     began = time.monotonic()
-    runner = PolicyRunner(bundle, backends.load(bundle, backend), seed=0)
+    runner = PolicyRunner(bundle, backends.load(bundle, backend, threads), seed=0)
     load_s, rng = time.monotonic() - began, np.random.default_rng(0)
     drawn = [backends.random_inputs(bundle, rng) for _ in range(INPUTS)]
-    return Contender(bundle, backend, runner, load_s, [{n: o[n][0] for n in bundle.input_shapes} for o in drawn])
+    return Contender(bundle, backend, runner, load_s, [{n: o[n][0] for n in bundle.input_shapes} for o in drawn], threads)
 
 
-def contenders(bundles: Sequence[Bundle], names: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
+def contenders(bundles: Sequence[Bundle], names: Sequence[str], threads: int = 1) -> tuple[list[Contender], dict[str, str]]:
     """Return every policy on every engine, and {label: reason} of those that can't run; "all" stands for every engine.
 
     Raises:
@@ -74,7 +76,7 @@ def contenders(bundles: Sequence[Bundle], names: Sequence[str]) -> tuple[list[Co
     for bundle in bundles:
         for name in wanted:
             try:
-                found.append(contender(bundle, name))
+                found.append(contender(bundle, name, threads))
             except (EngineError, PolicyError) as error:
                 if "all" not in names:
                     raise

@@ -199,7 +199,7 @@ def test_a_lock_on_a_folder_that_is_gone_is_none(made_again, root, monkeypatch):
 
 def test_a_refused_bag_ends_the_run_or_is_told_at_its_end(root, capsys):
     (root / "second" / "second.mcap").write_bytes(b"no mcap at all")
-    with pytest.raises(DataError, match=r"second.mcap' is not an MCAP file \(1 episodes before it are in .*--keep-going goes on"):
+    with pytest.raises(DataError, match=r"second.mcap' is not an MCAP file \('.*' has the 1 episode before it; --keep-going goes on"):
         convert(root, "--jobs", "2")
     assert len(EpisodeStore(root / "store")) == 1
     assert convert(root, "--keep-going") == 1

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("onnx", reason="the tiny policy is made with onnx")
@@ -105,6 +108,18 @@ def test_an_export_never_replaces_what_it_copies(refused, tmp_path):
     assert (tmp_path / "tiny" / "SHA256SUMS").read_bytes() == before and not (tmp_path / "other").exists()
 
 
+def test_fewer_than_no_episodes_are_not_shown(refused, tmp_path):
+    write_store(tmp_path / "store")
+    assert refused("inspect", "store", "--html", "page.html", "--full", "-1").endswith("--full -1: expected 0 or more")
+
+
+def test_one_episode_is_no_episodes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_store(tmp_path / "store")
+    assert cli.main(["convert", "store", "--out", "again", "--no-progress"]) == 0
+    assert capsys.readouterr().out.startswith("1 episode, ")
+
+
 def test_an_empty_store_is_named(refused, tmp_path):
     pytest.importorskip("torch", reason="the training stack needs torch")
     EpisodeWriter(tmp_path / "empty", load_robot("avoiding"))
@@ -125,3 +140,21 @@ def test_a_training_without_a_bar_still_says_what_it_wrote(tmp_path, monkeypatch
     write_store(tmp_path / "store")
     assert cli.main(["train", "avoiding_mixture", "--data", "store", "loop.steps=1", "loop.batch_size=4", "--no-progress"]) == 0
     assert "wrote runs/avoiding_mixture" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width, told", [(32, True), (192, False)])
+def test_a_student_that_cant_begin_as_its_teacher_says_so(width, told, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch", reason="the training stack needs torch")
+    monkeypatch.chdir(tmp_path)
+    write_store(tmp_path / "store")
+    sizes = (f"policy.width={width}", "loop.steps=1", "loop.batch_size=4", "--teacher", "avoiding_teacher", "--no-progress")
+    assert cli.main(["distill", "avoiding_lcm", "--data", "store", *sizes]) == 0
+    assert ("begins at random numbers: 'options.warm_start' is true" in capsys.readouterr().out) is told
+
+
+@pytest.mark.parametrize("module", ["policy_node", "chunk_executor_node", "recorder_node"])
+def test_a_node_without_ros_says_where_to_get_it(module):
+    program = f"import sys; sys.modules['rclpy'] = None; import ros_vdd.nodes.{module}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith("source a ROS 2 installation, or pip install 'ros_vdd[ros]'")

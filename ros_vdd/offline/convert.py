@@ -15,6 +15,7 @@ from ros_vdd.offline.convert_outputs import FORMATS, Output, open_output
 from ros_vdd.offline.convert_sources import ENV, Options, Unit, find_units, kind_of
 from ros_vdd.offline.convert_staging import staging_folder
 from ros_vdd.offline.convert_work import Job, Result, convert_units
+from ros_vdd.offline.words import counted
 from ros_vdd.streams.spec import RobotSpec, load_robot
 
 HELP = "turn bags, LeRobotDatasets and replay buffers into an episode store, and back"
@@ -106,7 +107,7 @@ def _convert(args: argparse.Namespace, job: Job, units: list[Unit], refused: lis
                     output.finish()
                 if episodes:
                     raise DataError(
-                        f"{result.refused} ({episodes} episodes before it are in '{args.out}'; --keep-going goes on after it)"
+                        f"{result.refused} ('{args.out}' has the {counted(episodes, 'episode')} before it; --keep-going goes on after it)"
                     )
                 raise DataError(result.refused)
             refused.append(f"{result.unit.title}: {result.refused}")
@@ -133,7 +134,7 @@ def _convert(args: argparse.Namespace, job: Job, units: list[Unit], refused: lis
         raise DataError(f"no episode in {', '.join(args.sources)}")
     rate = job.robot.rate_hz
     beside = f"; {skipped.total()} skipped" * bool(skipped) + f"; {len(refused)} refused" * bool(refused)
-    print(f"{episodes} episodes, {frames} frames ({frames / rate:.0f} s at {rate:g} Hz) -> {args.out}{beside}")
+    print(f"{counted(episodes, 'episode')}, {counted(frames, 'frame')} ({frames / rate:.0f} s at {rate:g} Hz) -> {args.out}{beside}")
     return SOME_REFUSED if refused else 0
 
 

@@ -21,6 +21,7 @@ from ros_vdd.offline import demo_log
 from ros_vdd.offline.choice_options import add_choice, choice_of, described
 from ros_vdd.offline.evaluate import require_robot
 from ros_vdd.offline.processes import Processes, ros_environment
+from ros_vdd.offline.words import counted
 from ros_vdd.resources import find
 from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.inference import PolicyRunner
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     require_robot(bundle, envs.make(args.env).robot)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OBSERVED).unlink(missing_ok=True)
-    print(f"{args.episodes} episodes of {args.env} with {bundle.manifest.name}, {args.mode}; logs in {folder}/", flush=True)
+    print(f"{counted(args.episodes, 'episode')} of {args.env} with {bundle.manifest.name}, {args.mode}; logs in {folder}/", flush=True)
     _play(args, bundle, choice, folder)
     log = demo_log.read(folder / OBSERVED)
     latency_key = "latency_ms" if args.mode == "real-time" else "compute_ms"

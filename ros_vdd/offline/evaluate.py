@@ -17,6 +17,7 @@ from ros_vdd.bundle import Bundle, amend
 from ros_vdd.errors import ConfigError, PolicyError
 from ros_vdd.offline.choice_options import add_choice, choice_of, described
 from ros_vdd.offline.playback import Continuity, Playback
+from ros_vdd.offline.words import counted
 from ros_vdd.resources import find, require_file_place
 from ros_vdd.runtime.choice import ChoiceConfig
 from ros_vdd.runtime.history import stacked
@@ -216,7 +217,7 @@ def report(summary: dict) -> str:
     latency = summary["latency_ms"]
     return (
         f"{summary['env']}: score {summary['score_mean']:.3f} (std {summary['score_std']:.3f}), "
-        f"success {summary['success_rate']:.2f} over {summary['episodes']} episodes, "
+        f"success {summary['success_rate']:.2f} over {counted(summary['episodes'], 'episode')}, "
         f"seeds {summary['seed']}-{summary['seed'] + summary['episodes'] - 1}\n"
         f"{_ways(summary)}{_of_tasks(summary)}"
         f"{summary['backend']}: {summary['nfe']} network evaluation(s) a chunk, "

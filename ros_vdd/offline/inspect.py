@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Find out what the path is and describe it; a policy may be named as shipped."""
     path = resources.find("models", args.path)
+    if args.full < 0:
+        raise ConfigError(f"--full {args.full}: expected 0 or more")
     if args.html:
         resources.require_file_place(args.html)
     if (path / MANIFEST).is_file() or (path / SUMS).is_file():

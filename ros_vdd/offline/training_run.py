@@ -82,6 +82,8 @@ class TrainingRun:
         trained = sum(p.numel() for p in loop.trained)
         sizes = f"{trained:,} trained parameters, {len(data):,} samples, {_described(group)}"
         self._say(f"{self.config.method}: {sizes} -> {self.out}")
+        if getattr(self.options, "warm_start", False) and teacher is not None and not policy.resembles(teacher):
+            self._say("begins at random numbers: 'options.warm_start' is true, but the teacher's network is of another kind or size")
         if held is None:
             self._say(f"no validation: of {len(self.store)} episodes, 'validation_fraction' {self.config.validation_fraction:g} holds out none")
         loop.run(self.progress)

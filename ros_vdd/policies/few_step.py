@@ -218,16 +218,19 @@ class FewStepPolicy(DiffusionPolicy):
         return Energies(self.critic.energy(self.from_chunk(chunk), context, counts), samples)
 
     @torch.no_grad()
-    def warm_start(self, teacher: DiffusionPolicy) -> bool:
-        """Copy the network of a teacher, where it means the same and is of the same shape but for the stop; return whether it is.
+    def resembles(self, teacher: DiffusionPolicy) -> bool:
+        """Return whether the network of a teacher means the same and is of the same shape but for the stop.
 
-        The network of a VP teacher tells the noise instead of the chunk, and so serves for nothing here.
+        That of a VP teacher tells the noise instead of the chunk.
         """
         if type(teacher.denoiser) is not Denoiser or teacher.denoiser.sigma_data != self.config.sigma_data:
             return False
-        mine, theirs = self.denoiser.network.state_dict(), teacher.denoiser.network.state_dict()
-        shared = {k: v for k, v in mine.items() if not k.startswith("stop.")}
-        if {k: v.shape for k, v in shared.items()} != {k: v.shape for k, v in theirs.items() if not k.startswith("stop.")}:
+        mine, theirs = ({k: v.shape for k, v in p.denoiser.network.state_dict().items() if not k.startswith("stop.")} for p in (self, teacher))
+        return mine == theirs
+
+    def warm_start(self, teacher: DiffusionPolicy) -> bool:
+        """Copy the network of a teacher that it resembles; return whether it does."""
+        if not self.resembles(teacher):
             return False
-        self.denoiser.network.load_state_dict({**mine, **theirs})
+        self.denoiser.network.load_state_dict({**self.denoiser.network.state_dict(), **teacher.denoiser.network.state_dict()})
         return True

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines against models: `python benchmarks/engines.py table|node|cameras --out runs/benchmark_engines`.
 
-table: every shipped student, and a mixture with a ResNet-18 (13.6 M parameters, random weights), on every engine that runs here;
-int8 is built first where it serves. Table, raw samples (.npz), picture.
+table: every shipped student, and a mixture with a ResNet-18 on every engine that runs here; int8 is built first where it serves.
+Table, raw samples (.npz), picture. The ResNet-18 has random weights (13.6 M), or is `--resnet`, as config/train/pusht_resnet.sh trains it.
 node: what a real policy_node adds to the bare engine: newest message received to chunk published, less the inference in between.
 cameras: two cameras of 640x480 at 30 Hz, scaled to 224x224, and joint states at 100 Hz from another process to a real policy_node
 that runs two ResNet-18: what arrived, and camera stamp to chunk.
@@ -112,12 +112,12 @@ def compiled(policy: str | Path, store: Path | str) -> bool:
 
 def table(args: argparse.Namespace) -> None:
     """Time every policy on every engine in one process, each in turn."""
-    random = resnet(args.out, "resnet18_vdd", one_camera())
+    large = args.resnet or resnet(args.out, "resnet18_vdd", one_camera())
     for policy in SHIPPED if args.data else ():
         compiled(policy, args.data)
-    compiled(random, pictures(args.out, one_camera()))
+    compiled(large, args.data if args.resnet else pictures(args.out, one_camera()))
     for name, policies, engines in (
-        ("students", [*SHIPPED[:3], str(random)], args.engines or ["onnxruntime", INT8, "eager"]),
+        ("students", [*SHIPPED[:3], str(large)], args.engines or ["onnxruntime", INT8, "eager"]),
         ("samplers", ["avoiding_teacher", "pusht_mode"], args.engines or ["onnxruntime", "eager"]),
     ):
         for policy in policies:  # apart, because not every policy has every engine
@@ -240,15 +240,15 @@ def listen(policy: str | Path, engine: str, robot: RobotSpec, rate_hz: float, jo
 
 def node(args: argparse.Namespace) -> None:
     """Measure what the node adds, on each engine."""
-    random = resnet(args.out, "resnet18_vdd", one_camera())
+    large = args.resnet or resnet(args.out, "resnet18_vdd", one_camera())
     lines = ["| policy | engine | plans | inference p50 | received to published p50, p99 | added p50, p99 | camera stamp to chunk p50, p99 |"]
     lines += ["|" + "---|" * 7]
-    for policy in ("pusht_fast_vdd", "pusht_vdd", str(random)):
+    for policy in args.policies or ("pusht_fast_vdd", "pusht_vdd", str(large)):
         for engine in args.engines or ["onnxruntime", INT8, "eager"]:
             if not runs(policy, engine):
                 continue
             robot = Bundle.open(find("models", policy)).robot
-            found = listen(policy, engine, robot, 10.0, 10.0, args.seconds, replan_steps=1)
+            found = listen(policy, engine, robot, 10.0, 10.0, args.seconds, replan_steps=1, threads=args.threads)
             (args.out / f"node_{Path(policy).name}_{engine.replace(':', '_')}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
             pairs = [f"{found[key]['p50']:.2f}, {found[key]['p99']:.2f}" for key in ("compute_ms", "overhead_ms", "latency_ms")]
             lines.append(
@@ -266,8 +266,8 @@ def cameras(args: argparse.Namespace) -> None:
     compiled(policy, pictures(args.out, robot))
     lines = ["| engine | pictures sent, of each camera | received | refused | plans | inference p50 | camera stamp to chunk p50, p99 |", "|" + "---|" * 7]
     for engine in args.engines or ["onnxruntime", INT8]:
-        found = listen(policy, engine, robot, 30.0, 100.0, args.seconds, replan_steps=3)
-        (args.out / f"cameras_{engine.replace(':', '_')}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        found = listen(policy, engine, robot, 30.0, 100.0, args.seconds, replan_steps=3, threads=args.threads)
+        (args.out / f"cameras_{engine.replace(':', '_')}_{args.threads}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
         counts = [" and ".join(map(str, found[key].values())) for key in ("received", "refused")]
         latency = found["latency_ms"]
         lines.append(
@@ -275,8 +275,8 @@ def cameras(args: argparse.Namespace) -> None:
             f"{latency['p50']:.1f}, {latency['p99']:.1f} |"
         )
         print(lines[-1], flush=True)
-    lines.append(f"\n[ms], 10 plans a second for {args.seconds:g} s; {hardware()}; load {os.getloadavg()[0]:.1f}.")
-    finish(args.out / "cameras.md", lines)
+    lines.append(f"\n[ms], 10 plans a second for {args.seconds:g} s, {args.threads} thread(s); {hardware()}; load {os.getloadavg()[0]:.1f}.")
+    finish(args.out / f"cameras_{args.threads}.md", lines)
 
 
 def finish(file: Path, lines: list[str]) -> None:
@@ -292,6 +292,9 @@ def main() -> int:
     parser.add_argument("what", choices=("table", "node", "cameras"))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_engines"))
     parser.add_argument("--data", help="episode store of PushT, from which int8 of the shipped policies is built; none: as it was built before")
+    parser.add_argument("--resnet", type=Path, metavar="FOLDER", help="table, node: a trained policy for the ResNet-18 with random weights")
+    parser.add_argument("--policies", nargs="*", help="node: these instead of all")
+    parser.add_argument("--threads", type=int, default=1, help="node, cameras: of the engine (default 1)")
     parser.add_argument("--engines", nargs="*", help="default: those that every machine has")
     parser.add_argument("--runs", type=int, default=1000, help="timed runs of each (default 1000)")
     parser.add_argument("--seconds", type=float, default=60.0, help="node and cameras: how long (default 60)")

@@ -3,7 +3,7 @@
 
 VENV     ?= .venv
 PIP_ARGS ?=
-DEMO_ARGS ?=
+DEMO_ARGS ?= --choice coherent --temperature 0.3
 TEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 

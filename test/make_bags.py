@@ -86,3 +86,17 @@ def write_mcap(path: Path, messages, profile="ros2", encoding="cdr", chunk_size=
             writer.add_message(channels[topic], log_time_ns, serialize(message), log_time_ns)
         writer.finish()
     return path
+
+
+def write_raw(path: Path, topics, messages) -> Path:
+    """Write one .mcap of bytes: `topics` are name -> (type, definition), `messages` (topic, log_time_ns, data)."""
+    with path.open("wb") as stream:
+        writer = McapWriter(stream)
+        writer.start(profile="ros2")
+        channels = {}
+        for topic, (type_name, definition) in topics.items():
+            channels[topic] = writer.register_channel(topic, "cdr", writer.register_schema(type_name, "ros2msg", definition.encode()))
+        for topic, log_time_ns, data in messages:
+            writer.add_message(channels[topic], log_time_ns, data, log_time_ns)
+        writer.finish()
+    return path

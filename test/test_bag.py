@@ -2,22 +2,28 @@
 """Bags of both storage formats are read as written; a damaged or foreign one is refused in words."""
 
 import gc
+import itertools
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 import zstandard
-from make_bags import SECOND, STORE, image, joint_state, serialize, write_bag, write_mcap
-from mcap.writer import IndexType, Writer as McapWriter
+from make_bags import SECOND, STORE, image, joint_state, serialize, write_bag, write_mcap, write_raw
+from mcap.records import Statistics
+from mcap.writer import CompressionType, IndexType, Writer as McapWriter
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
+from ros_vdd.data import bag_mcap, mcap_scan
 from ros_vdd.data.bag import Bag
 from ros_vdd.errors import DataError
 
+JOINT_STATE = "sensor_msgs/msg/JointState"
+DEFINITION = STORE.generate_msgdef(JOINT_STATE, ros_version=2)[0]
 TEN = [("/joint_states", i * SECOND, joint_state(i * SECOND, position=(i, -i))) for i in range(10)]
 
 
@@ -340,6 +346,77 @@ def test_bytes_that_are_no_message_are_told_with_topic_and_time(tmp_path):
     path.write_bytes(data[:at] + broken + data[at + len(raw) :])
     with pytest.raises(DataError, match="topic '/joint_states' at 3000000000 ns: .* not a sensor_msgs/msg/JointState"):
         list(Bag.open(path).messages())
+
+
+def test_what_rclpy_serialized_is_read_with_the_bytes_that_fast_dds_estimated_too_many(tmp_path):
+    """Up to four bytes for each of its four sequences, and three for rounding up; with more it is no message."""
+    whole = serialize(TEN[3][2])
+    whole += bytes(-len(whole) % 4)
+    for count, fits in ((0, True), (8, True), (16, True), (24, False)):
+        path = tmp_path / f"{count}.mcap"
+        write_raw(path, {"/joint_states": (JOINT_STATE, DEFINITION)}, [("/joint_states", 5, whole + b"\xa5" * count)])
+        if fits:
+            assert [tuple(m.message.position) for m in Bag.open(path).messages()] == [(3, -3)]
+            continue
+        with pytest.raises(DataError, match="are not a sensor_msgs/msg/JointState message"):
+            list(Bag.open(path).messages())
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_versions_of_a_type_on_one_topic_are_refused_where_their_fields_differ(tmp_path, swapped):
+    second = "float64 y\nfloat64 x\n" if swapped else "# metres\nfloat64 x\nfloat64 y\n"
+    data = [b"\0\1\0\0" + np.array(values).tobytes() for values in ((1.0, 2.0), (3.0, 4.0))]
+    for k, text in enumerate(("float64 x\nfloat64 y\n", second)):
+        write_raw(tmp_path / f"bag_{k}.mcap", {"/a": ("lab_msgs/msg/Grip", text)}, [("/a", k, data[k])])
+    bag = Bag.open(tmp_path)
+    if swapped:
+        with pytest.raises(DataError, match="topic '/a' carries lab_msgs/msg/Grip in several versions, whose fields differ"):
+            bag.messages()
+    else:
+        assert [(m.message.x, m.message.y) for m in bag.messages()] == [(1.0, 2.0), (3.0, 4.0)]
+
+
+def test_whatever_part_of_the_index_a_writer_leaves_out_all_messages_are_read(tmp_path):
+    switches = ("repeat_channels", "repeat_schemas", "use_chunking", "use_statistics", "use_summary_offsets", "enable_crcs")
+    indexes = (IndexType.ALL, IndexType.NONE, IndexType.CHUNK, IndexType.MESSAGE)
+    for index_types, chosen in itertools.product(indexes, itertools.product((True, False), repeat=len(switches))):
+        (tmp_path / "a.mcap").unlink(missing_ok=True)
+        bag = Bag.open(write_mcap(tmp_path / "a.mcap", TEN, index_types=index_types, **dict(zip(switches, chosen))))
+        assert bag.topics == {"/joint_states": (JOINT_STATE, 10)}
+        assert [m.log_time_ns for m in bag.messages()] == [i * SECOND for i in range(10)]
+
+
+def test_statistics_without_counts_by_channel_are_no_counts_of_zero(tmp_path, monkeypatch):
+    """The MCAP specification: "An empty map indicates this statistic is not available"."""
+    written = Statistics.write
+    monkeypatch.setattr(Statistics, "write", lambda s, stream: written(replace(s, channel_message_counts={}), stream))
+    assert Bag.open(write_mcap(tmp_path / "a.mcap", TEN)).topics["/joint_states"].count == 10
+
+
+@pytest.mark.parametrize("index_types", [IndexType.ALL, IndexType.NONE])
+def test_a_chunk_that_claims_to_be_huge_is_damage_and_not_unpacked(tmp_path, monkeypatch, index_types):
+    options = {"compression": CompressionType.ZSTD, "chunk_size": 1 << 20, "index_types": index_types}
+    big = [("/joint_states", SECOND, joint_state(SECOND, position=np.zeros(100_000), names=["x"] * 100_000))]
+    path = write_mcap(tmp_path / "a.mcap", big, **options)
+    for module in (bag_mcap, mcap_scan):
+        monkeypatch.setattr(module, "MAX_BYTES", 1 << 20)
+    with pytest.raises(DataError, match="is damaged: McapError: a chunk claims to hold [0-9]+ bytes"):
+        Bag.open(path)
+
+
+def test_a_file_that_metadata_does_not_name_is_told(tmp_path):
+    """A recorder that crashed behind a split leaves the metadata of before."""
+    folder = write_bag(tmp_path / "bag", TEN)
+    assert Bag.open(folder).warnings == []
+    write_mcap(folder / "bag_1.mcap", TEN)
+    (line,) = Bag.open(folder).warnings
+    assert "metadata.yaml doesn't name bag_1.mcap beside it" in line
+
+
+def test_a_packed_file_beside_its_unpacked_self_is_read_once(tmp_path):
+    write_mcap(tmp_path / "bag_0.mcap", TEN)
+    (tmp_path / "bag_0.mcap.zstd").write_bytes(zstandard.compress((tmp_path / "bag_0.mcap").read_bytes()))
+    assert Bag.open(tmp_path).topics["/joint_states"].count == 10
 
 
 def _real_bags():

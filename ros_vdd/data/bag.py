@@ -15,7 +15,7 @@ from ros_vdd.data.bag_file import BagChannel, BagFile, RawMessage
 from ros_vdd.data.bag_layout import BagLayout, find_layout
 from ros_vdd.data.bag_mcap import McapFile
 from ros_vdd.data.bag_sqlite import SqliteFile
-from ros_vdd.data.cdr import Decode, decoder, full_name
+from ros_vdd.data.cdr import Decode, decoder, full_name, same_layout
 from ros_vdd.errors import DataError, suggest
 
 ROBOT_KEY, TASK_KEY = "ros_vdd.robot", "ros_vdd.task"  # what our recorder leaves in custom_data
@@ -98,7 +98,7 @@ class Bag:
         """Return the function that decodes a topic's messages.
 
         Raises:
-            DataError: an unknown topic, several types on it, a type without definition, or messages not in CDR.
+            DataError: an unknown topic, several types or versions of one on it, a type without definition, or messages not in CDR.
         """
         if topic not in self._channels:
             raise DataError(f"'{self.path}' has no topic '{topic}'; {suggest(topic, self.topics)}")
@@ -109,7 +109,13 @@ class Bag:
         types = sorted({full_name(c.type) for c in channels})
         if len(types) > 1:
             raise DataError(f"'{self.path}', topic '{topic}' carries several types: {', '.join(types)}")
-        return decoder(types[0], channels[0].definition, self._distro)
+        definitions = [c.definition for c in channels if c.definition.text] or [channels[0].definition]
+        if len(set(definitions)) > 1 and not same_layout(types[0], definitions):
+            raise DataError(
+                f"'{self.path}', topic '{topic}' carries {types[0]} in several versions, whose fields differ; "
+                "record again with one version of its package"
+            )
+        return decoder(types[0], definitions[0], self._distro)
 
     def _read(self, decoders: dict[str, Decode]) -> Iterator[BagMessage]:
         for raw in self.raw_messages(decoders):

@@ -57,7 +57,14 @@ def _by_metadata(path: Path) -> BagLayout:
     missing = [p.name for p in files if not p.is_file()]
     if missing:
         raise DataError(f"'{path}': {METADATA} names {', '.join(missing)}, not in the folder; copy the whole bag")
-    return BagLayout(path, _storage(path, str(metadata.get("storage_identifier"))), files, metadata, [])
+    named = {name for p in files for name in (p.name, p.name.removesuffix(SUFFIX), p.name + SUFFIX)}
+    others = sorted(p.name for p in path.iterdir() if _is_stored(p) and p.name not in named)
+    told = [f"{METADATA} doesn't name {', '.join(others)} beside it; `ros2 bag reindex {path}` does"] if others else []
+    return BagLayout(path, _storage(path, str(metadata.get("storage_identifier"))), files, metadata, told)
+
+
+def _is_stored(path: Path) -> bool:
+    return path.name[0] != "." and Path(path.name.removesuffix(SUFFIX)).suffix in STORAGE_OF_SUFFIX
 
 
 def _compressed(file: Path) -> Path:
@@ -68,6 +75,7 @@ def _compressed(file: Path) -> Path:
 
 def _by_suffix(path: Path) -> BagLayout:
     found = sorted(p for p in path.iterdir() if p.suffix in STORAGE_OF_SUFFIX or ".mcap.zstd" == "".join(p.suffixes[-2:]))
+    found = [p for p in found if p.suffix != SUFFIX or p.with_suffix("") not in found]  # not the same messages twice
     names = ", ".join(p.name for p in found)
     if not found:
         if why := _something_else(path):

@@ -18,9 +18,11 @@ import numpy as np
 from mcap.exceptions import InvalidMagic
 from mcap.reader import SeekingReader
 from mcap.records import Channel, Header, Message, Metadata, Schema
+from mcap.summary import Summary
 
 from ros_vdd.data.bag_file import BagChannel, RawMessage
 from ros_vdd.data.cdr import Definition
+from ros_vdd.data.mcap_chunks import MAX_BYTES
 from ros_vdd.data.mcap_scan import DAMAGE, MAX_RECORD_BYTES, check_summary_crc, describe, records
 from ros_vdd.errors import DataError
 
@@ -72,7 +74,7 @@ class McapFile:
             _check_profile(self.path, reader.get_header())
             check_summary_crc(stream)
             summary = reader.get_summary()
-            if summary is None or summary.statistics is None or not summary.chunk_indexes:
+            if summary is None or not _is_complete(summary):
                 return False
             counts = summary.statistics.channel_message_counts
             self.channels = [_channel(c, summary.schemas, counts) for c in summary.channels.values()]
@@ -126,6 +128,19 @@ class McapFile:
                 yield heapq.heappop(waiting)[2]
         while waiting:
             yield heapq.heappop(waiting)[2]
+
+
+def _is_complete(summary: Summary) -> bool:
+    """Return whether it says all that is needed: writers may leave out any part of it."""
+    told, channels = summary.statistics, summary.channels
+    return (
+        told is not None
+        and 0 < told.chunk_count == len(summary.chunk_indexes)
+        and told.message_count == sum(told.channel_message_counts.values())  # by channel they may be absent
+        and told.channel_message_counts.keys() <= channels.keys()
+        and all(c.schema_id in summary.schemas for c in channels.values() if c.schema_id)
+        and all(c.uncompressed_size <= MAX_BYTES for c in summary.chunk_indexes)
+    )
 
 
 def _channel(channel: Channel, schemas: dict[int, Schema], counts: dict[int, int]) -> BagChannel:

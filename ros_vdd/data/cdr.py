@@ -8,9 +8,12 @@ nested type. The objects have the attributes of the ROS message; arrays are nump
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import zstandard
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
@@ -50,11 +53,23 @@ def decoder(type_name: str, definition: Definition, distro: str | None = None) -
 
     def decode(raw: bytes) -> Any:
         try:
-            return store.deserialize_cdr(_uncompressed(raw), type_name)
+            data = _uncompressed(raw)
+            try:
+                return store.deserialize_cdr(data, type_name)
+            except SerdeError:
+                if (message := _overlong(store, type_name, data)) is not None:
+                    return message
+                raise
         except (SerdeError, zstandard.ZstdError) as error:
             raise DataError(f"{len(raw)} bytes are not a {type_name} message: {error}") from error
 
     return decode
+
+
+def same_layout(type_name: str, definitions: Iterable[Definition]) -> bool:
+    """Return whether definitions with a text agree on every field; comments, defaults and constants may differ."""
+    stores = [_store_of(full_name(type_name), definition) for definition in set(definitions) if definition.text]
+    return len({store.hash_rihs01(full_name(type_name)) for store in stores}) <= 1
 
 
 def full_name(type_name: str) -> str:
@@ -112,6 +127,31 @@ def _builtin_store(type_name: str, distro: str | None):
             "record as MCAP, which carries its definitions"
         )
     return store
+
+
+def _overlong(store, type_name: str, data: bytes) -> Any | None:
+    """Return a message with bytes behind it that mean nothing; None where there are too many of them, or it is none.
+
+    What rclpy's serialize_message returns is as long as Fast DDS estimated, up to 4 bytes a sequence too long. Bags that a
+    Python node wrote with rosbag2_py consist of it.
+    """
+    if data[:2] not in (b"\0\0", b"\0\1"):
+        return None
+    definition = store.get_msgdef(type_name)
+    read = definition.deserialize_cdr_le if data[1] else definition.deserialize_cdr_be
+    try:
+        message, end = read(data[4:], 0, definition.cls, store)
+    except (struct.error, ValueError, SerdeError):
+        return None
+    return message if len(data) - 4 - end <= 4 * _sequences(message) + 3 else None
+
+
+def _sequences(value: Any) -> int:
+    if is_dataclass(value):
+        return sum(_sequences(getattr(value, field.name)) for field in fields(value))
+    if isinstance(value, list):
+        return 1 + sum(map(_sequences, value))
+    return int(isinstance(value, np.ndarray))
 
 
 def _uncompressed(raw: bytes) -> bytes:

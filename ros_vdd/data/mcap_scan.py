@@ -15,7 +15,7 @@ from mcap.reader import FOOTER_SIZE
 from mcap.records import Chunk, Footer, Message, MessageIndex
 from mcap.stream_reader import MAGIC_SIZE, CRCValidationError, StreamReader, breakup_chunk
 
-from ros_vdd.data.mcap_chunks import next_chunk
+from ros_vdd.data.mcap_chunks import MAX_BYTES, next_chunk
 
 MAGIC = b"\x89MCAP"
 MAX_RECORD_BYTES = 1 << 30
@@ -39,6 +39,8 @@ def records(stream: IO[bytes], damage: list[str]) -> Iterator[Any]:
             took = stream.tell() - begin
             if _size(record) not in (None, took) or begin and _declared(stream, begin) < took and not isinstance(record, Footer):
                 raise McapError(f"the length of a {type(record).__name__} is wrong")
+            if isinstance(record, Chunk) and _claimed(record) > MAX_BYTES:
+                raise McapError(f"a chunk claims to hold {_claimed(record)} bytes; at most {MAX_BYTES} are read")
             inner = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
         except StopIteration:
             return
@@ -61,6 +63,12 @@ def _declared(stream: IO[bytes], begin: int) -> int:
     (length,) = struct.unpack("<Q", stream.read(8))
     stream.seek(position)
     return 9 + length
+
+
+def _claimed(chunk: Chunk) -> int:
+    """Return how many bytes a chunk unpacks to by what it says, in its record and in the frame of its compression."""
+    framed = zstandard.frame_content_size(chunk.data) if chunk.compression == "zstd" else 0
+    return max(chunk.uncompressed_size, framed)
 
 
 def _size(record: Any) -> int | None:

@@ -116,7 +116,8 @@ def verdict_of(unit: Unit, robot: RobotSpec) -> str:
         from ros_vdd.data.bag_mcap import McapFile
 
         layout = find_layout(Path(unit.source))
-        said = layout.metadata.get("custom_data") or {}
+        said = layout.metadata.get("custom_data")
+        said = said if isinstance(said, dict) else {}
         if not said and not (layout.path / METADATA).is_file() and layout.storage == "mcap":
             said = McapFile(layout.files[0], recover=True).metadata.get("ros_vdd", {})
         return str(said.get("ros_vdd.verdict", "accept"))

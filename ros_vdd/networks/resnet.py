@@ -57,6 +57,8 @@ class SpatialSoftmax(nn.Module):
 class ResNet18(nn.Module):
     """Maps images `(N, 3, H, W)` with values in [-1, 1] to features `(N, output)`.
 
+    The trunk sees (images - mean) / std of each colour: 0 and 1, or what published weights learnt from.
+
     Raises:
         ConfigError: the last stage would have a single cell, so that there is no place to tell.
     """
@@ -69,6 +71,8 @@ class ResNet18(nn.Module):
                 "another 'resize' or 'crop' in the robot file, or write encoder: small"
             )
         widths = (64, 128, 256, 512)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("std", torch.ones(3))
         self.conv1, self.bn1 = convolution(3, 64, 7, 2), KeptBatchNorm(64)
         for stage, (before, after) in enumerate(zip((64, *widths), widths), start=1):
             blocks = (_Block(before, after, 1 if stage == 1 else 2), _Block(after, after, 1))
@@ -78,7 +82,8 @@ class ResNet18(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode `(N, 3, H, W)` to `(N, output)`."""
-        x = pooled(self.bn1(self.conv1(images)).relu())
+        x = (images - self.mean[:, None, None]) / self.std[:, None, None]
+        x = pooled(self.bn1(self.conv1(x)).relu())
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
         return self.head(self.places(self.points(x)))

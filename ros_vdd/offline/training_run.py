@@ -20,7 +20,7 @@ from ros_vdd.data.dataset import split_episodes
 from ros_vdd.data.episodes import EpisodeStore
 from ros_vdd.errors import ConfigError, DataError, PolicyError
 from ros_vdd.offline.training_data import training_data, validation_data
-from ros_vdd.policies import transfer
+from ros_vdd.policies import pretrained, transfer
 from ros_vdd.policies.policy import Policy
 from ros_vdd.resources import find
 from ros_vdd.training.collection import Collection, Experience, Practice
@@ -160,7 +160,14 @@ class TrainingRun:
             transfer.copy_observation_side(teacher, policy)
         else:
             self._fit_normalizers(policy)
-        if self.config.encoder:
+        if self.config.encoder and pretrained.is_weights_file(self.config.encoder):
+            if self.config.freeze_encoder:
+                raise ConfigError(
+                    f"'freeze_encoder' is true and 'encoder' is '{self.config.encoder}': a file of weights has no head for this policy, "
+                    "which would stay as it began, at random numbers; set freeze_encoder: false"
+                )
+            pretrained.load_trunks(self.config.encoder, policy.encoders)
+        elif self.config.encoder:
             source = self._open("encoder")
             self._agree(source, "encoder")
             transfer.copy_weights(policies.load(source).encoders, policy.encoders, source)
@@ -191,8 +198,11 @@ class TrainingRun:
 
         Another device, or another number of processes, may continue it.
         """
-        bundles = [self.teacher_bundle, *(Bundle.open(find("models", n)) for n in (self.config.encoder, self.config.start) if n)]
+        file = self.config.encoder if self.config.encoder and pretrained.is_weights_file(self.config.encoder) else None
+        named = (None if file else self.config.encoder, self.config.start)
+        bundles = [self.teacher_bundle, *(Bundle.open(find("models", n)) for n in named if n)]
         weights = [file_sha256(b.file(WEIGHTS)) for b in bundles if b]  # scores that are added later change nothing
+        weights += [file_sha256(Path(file))] if file else []
         config = to_plain(self.config)
         for name in ("device", "compile"):
             del config["loop"][name]

@@ -152,6 +152,37 @@ def test_a_video_that_ends_early_is_told(root):
         read(root)
 
 
+def test_a_video_that_lacks_an_episode_s_last_frame_never_gives_the_first_of_the_next_one(tmp_path):
+    """Two episodes in one file; without its last frame the first ends where the second begins."""
+    written = write_lerobot(tmp_path / "set", "v3.0")
+    frames = [written[0][1][:-1], written[1][1]]
+    write_video(tmp_path / "set/videos" / CAMERA / "chunk-000/file-000.mp4", np.concatenate(frames), 10)
+    path = tmp_path / "set/meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[1][f"videos/{CAMERA}/from_timestamp"] = 0.3
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    reader = LeRobotReader(tmp_path / "set", toy.SEEING, MAP)
+    np.testing.assert_array_equal(reader.read(reader.episodes[1])[0]["images.top"], written[1][1])
+    with pytest.raises(DataError, match=r"no frame for row 3 at 0.300 s; the nearest stands at 0.200 s"):
+        reader.read(reader.episodes[0])
+
+
+def test_a_list_of_other_files_is_no_video_whatever_its_name(root):
+    """FFmpeg goes by content, and would open what a text file names."""
+    video = root / "videos/chunk-000" / CAMERA / "episode_000000.mp4"
+    video.rename(video.with_name("real.mp4"))
+    video.write_text("ffconcat version 1.0\nfile real.mp4\n")
+    with pytest.raises(DataError, match="episode_000000.mp4' can't be decoded"):
+        read(root)
+
+
+def test_colons_spaces_and_letters_of_any_script_in_a_path_are_no_protocol(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    root.rename("http:ü 100%")
+    (arrays, _), *_ = read(Path("http:ü 100%"))
+    np.testing.assert_array_equal(arrays["images.top"], pictures(LENGTHS[0]))
+
+
 def test_timestamps_that_begin_later_count_from_the_first_row(tmp_path):
     def later(columns):
         columns["timestamp"] += np.float32(0.1)
@@ -276,6 +307,18 @@ def test_columns_go_by_joint_name_where_the_feature_names_them(root):
     np.testing.assert_array_equal(by_name["state"], by_name["extra.observation_state"][:, [4, 1]])
 
 
+@pytest.mark.parametrize("suffix", ["", ".pos"])
+def test_a_feature_that_names_a_joint_at_another_place_is_never_taken_by_position(suffix, root):
+    a, b = toy.SEEING.action.joints
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    features["action"]["names"] = [f"{b}{suffix}", "gripper"]
+    edit(root / "meta/info.json", features=features)
+    with pytest.raises(DataError, match=f"'{b}{suffix}' is value 0 of 'action' and 1 of 'action'.* doesn't name {a}{suffix}"):
+        read(root)
+    (arrays, _), *_ = read(root, {**MAP, "action": "action[0:2]"})
+    assert arrays["action"].shape == (LENGTHS[0], 2)
+
+
 def test_goals_come_from_the_episode_s_task(tmp_path):
     write_lerobot(tmp_path / "set", "v3.0")
     told = robot_with(goal={"topic": "goal", "type": "std_msgs/msg/String", "tasks": ["pull it", "push it", "lift it"]})
@@ -374,6 +417,12 @@ def test_columns_of_any_name_become_arrays_that_a_store_takes_and_two_of_one_nam
 def test_metadata_that_can_not_be_followed_is_refused(change, told, root):
     edit(root / "meta/info.json", **change)
     with pytest.raises(DataError, match=told):
+        read(root)
+
+
+def test_an_endless_number_in_the_table_of_episodes_is_refused(root):
+    (root / "meta/episodes.jsonl").write_text('{"episode_index": 1e400, "length": 4, "tasks": []}')
+    with pytest.raises(DataError, match="the table of episodes lacks or misstates"):
         read(root)
 
 

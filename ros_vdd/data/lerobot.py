@@ -177,7 +177,7 @@ class LeRobotReader:
             raise DataError(f"'{self.info.root}', episode {episode.index}: the table of episodes names no video of '{feature}'")
         else:
             place = episode.videos[feature]
-            frames = FrameReader(place.file, self.info.fps).at(place.start_s + times_s[seen])
+            frames = FrameReader(place.file, self.info.fps, place.next_s).at(place.start_s + times_s[seen])
         out = frame_array((len(seen), *camera.output_shape))
         for k, frame in enumerate(frames):
             out[k] = policy_view(frame, camera, as_is, f"'{self.info.root}', feature '{feature}'")

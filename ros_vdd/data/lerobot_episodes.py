@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from ros_vdd.errors import DataError, suggest
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """Where one episode lies in one camera's video: from `start_s` on; `shared` with other episodes or not."""
+    """Where one episode lies in one camera's video: from `start_s` on, until the next one in the file; `shared` with others or not."""
 
     file: Path
     start_s: float
     shared: bool
+    next_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def read_episodes(info: LeRobotInfo) -> list[LeRobotEpisode]:
     place = _place_v3 if info.version == "v3.0" else _place_v2
     try:
         episodes = sorted((place(info, row) for row in rows), key=lambda e: e.index)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         told = f"'{info.root}': the table of episodes lacks or misstates {error}"
         raise DataError(f"{told}; {suggest(str(error), rows[0])}") from error
     if not episodes:
@@ -57,7 +60,23 @@ def read_episodes(info: LeRobotInfo) -> list[LeRobotEpisode]:
     numbers = [e.index for e in episodes]
     if twice := [n for n, m in zip(numbers, numbers[1:]) if n == m]:
         raise DataError(f"'{info.root}': episode {twice[0]} stands twice in the table of episodes")
-    return episodes
+    return _bounded(episodes)
+
+
+def _bounded(episodes: list[LeRobotEpisode]) -> list[LeRobotEpisode]:
+    """Return the episodes with the time at which the next one begins in each of their videos."""
+    starts: dict[Path, list[float]] = {}
+    for place in (p for e in episodes for p in e.videos.values() if p.shared):
+        starts.setdefault(place.file, []).append(place.start_s)
+    for found in starts.values():
+        found.sort()
+
+    def until(place: VideoPlace) -> VideoPlace:
+        found = starts.get(place.file, [])
+        later = bisect_right(found, place.start_s)
+        return replace(place, next_s=found[later]) if later < len(found) else place
+
+    return [replace(e, videos={key: until(place) for key, place in e.videos.items()}) for e in episodes]
 
 
 def read_tasks(info: LeRobotInfo) -> dict[int, str]:

@@ -66,6 +66,8 @@ def _selection(ours: str, shape: tuple[int, ...], robot: RobotSpec, mapping: Map
         return Selection(name, None)
     size = feature.shape[0] if feature.shape else 1
     columns = tuple(range(int(match[2]), min(int(match[3]), size))) if match[2] else _by_name(ours, robot, feature.names)
+    if columns is None:
+        _require_places(ours, robot, name, feature.names, info)
     taken = len(columns) if columns is not None else size
     numbered = ours == "goal" and robot.goal.tasks and taken == 1
     if len(feature.shape) > 1 or (taken,) != shape and not numbered:
@@ -98,6 +100,22 @@ def _by_name(ours: str, robot: RobotSpec, names: Sequence[str]) -> tuple[int, ..
         if len(set(told)) == len(told) and set(told) <= set(names) and len(set(names)) == len(names):
             return tuple(names.index(name) for name in told)
     return None
+
+
+def _require_places(ours: str, robot: RobotSpec, feature: str, names: Sequence[str], info: LeRobotInfo) -> None:
+    """Refuse to take by position what the feature names in another order."""
+    wanted = value_names(robot).get(ours, [])
+    for told in (wanted, [name.removesuffix(SUFFIX["position"]) for name in wanted]):
+        if len(set(told)) < len(told) or len(set(names)) < len(names):
+            continue
+        for place, value in enumerate(told):
+            if value in names and names.index(value) != place:
+                lacking = ", ".join(n for n in told if n not in names)
+                raise DataError(
+                    f"'{info.root}': '{value}' is value {names.index(value)} of '{feature}' and {place} of '{ours}', and not all "
+                    f"go by name, for '{feature}' doesn't name {lacking}. Use its names in the robot file, or take the values as "
+                    f"they stand with --map {ours}={feature}[0:{len(told)}]"
+                )
 
 
 def _told(names: Sequence[str]) -> str:

@@ -28,7 +28,8 @@ def read_table(path: Path, leave_out: str | None = None, only: str | None = None
     except ModuleNotFoundError as error:
         raise DataError("LeRobotDatasets need pyarrow; pip install 'ros_vdd[data]'") from error
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:  # where the writer left checksums
+        # A relative path with a colon would be taken for a URI.
+        with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:  # checksums: where they are
             names = [n for n in file.schema_arrow.names if leave_out is None or not n.startswith(leave_out)]
             return file.read(columns=names if only is None else [only])
     except FileNotFoundError as error:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ros_vdd.errors import DataError
+
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"  # never a list of other files, whatever the name of this one says
 
 
 class FrameReader:
@@ -17,10 +20,11 @@ class FrameReader:
     Args:
         file: the video; H.264, HEVC, AV1, whatever FFmpeg decodes.
         fps: [Hz] frames per second; a frame stands for a time when it lies within half a period of it.
+        next_s: [s] where another episode begins in the file; no frame is taken from there.
     """
 
-    def __init__(self, file: Path, fps: float):
-        self.file, self._fps = file, fps
+    def __init__(self, file: Path, fps: float, next_s: float = math.inf):
+        self.file, self._fps, self._next_s = file, fps, next_s
 
     def at(self, times_s: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the frame at each time (N,) [s], ascending: uint8 (H, W, 3) RGB.
@@ -49,7 +53,7 @@ class FrameReader:
         if not self.file.is_file():
             raise DataError(f"no video '{self.file}', which the data set's tables name; copy the whole data set")
         try:
-            with av.open(str(self.file)) as container:
+            with av.open(f"file:{self.file}", container_options={"format_whitelist": FORMATS}) as container:
                 if not container.streams.video:
                     raise DataError(f"'{self.file}' holds no video")
                 stream = container.streams.video[0]
@@ -59,7 +63,10 @@ class FrameReader:
                 for frame in container.decode(stream):
                     if frame.pts is None:
                         raise DataError(f"'{self.file}' has frames without a presentation time; write it again with its rate")
-                    yield float(frame.pts * stream.time_base), frame
+                    time_s = float(frame.pts * stream.time_base)
+                    if time_s > self._next_s - 0.5 / self._fps:
+                        return
+                    yield time_s, frame
         except (av.FFmpegError, ValueError) as error:
             raise DataError(f"'{self.file}' can't be decoded: {error}; copy the data set again") from error
 

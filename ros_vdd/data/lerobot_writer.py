@@ -296,7 +296,7 @@ def _write_table(path: Path, table) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, staging, write_page_checksum=True)
+    pq.write_table(table, staging.absolute(), write_page_checksum=True)
     os.replace(staging, path)
 
 

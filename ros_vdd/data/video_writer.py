@@ -68,7 +68,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate_hz: float, encodi
     os.environ.setdefault("SVT_LOG", "1")  # errors only: libsvtav1 greets every video
     rate = Fraction(rate_hz).limit_denominator(1001)
     try:
-        with av.open(str(path), "w", format="mp4") as container:
+        with av.open(f"file:{path}", "w", format="mp4") as container:
             stream = None
             for k, pixels in enumerate(frames):
                 if stream is None:

@@ -33,9 +33,9 @@ class LoadedPolicy:
     be told what to do takes "goal" beside them, a task's name or number or a vector `(G,)`; it stays until the next.
     """
 
-    def __init__(self, bundle: Bundle, backend: str, choice: ChoiceConfig, seed: int):
-        self.bundle, self._backend = bundle, backend
-        self._runner = PolicyRunner.load(bundle, backend, choice, _checked_seed(seed))
+    def __init__(self, bundle: Bundle, backend: str, choice: ChoiceConfig, seed: int, threads: int | None = None):
+        self.bundle, self._backend, self._threads = bundle, backend, threads
+        self._runner = PolicyRunner.load(bundle, backend, choice, _checked_seed(seed), threads)
         self._history = History(bundle)
         self._actions: deque[np.ndarray] = deque()
         self.prediction: Prediction | None = None
@@ -116,11 +116,11 @@ class LoadedPolicy:
 
     @cached_property
     def _energy(self) -> EnergyRunner:
-        return EnergyRunner(self.bundle, backends.load_energy(self.bundle, self._backend))
+        return EnergyRunner(self.bundle, backends.load_energy(self.bundle, self._backend, self._threads))
 
     @cached_property
     def _likelihood(self) -> LikelihoodRunner:
-        return LikelihoodRunner(self.bundle, backends.load_likelihood(self.bundle, self._backend))
+        return LikelihoodRunner(self.bundle, backends.load_likelihood(self.bundle, self._backend, self._threads))
 
     def select_action(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the action `(A,)` of this tick; a new chunk is asked for every `n_action_steps` ticks.
@@ -145,6 +145,7 @@ def load(
     commit_steps: int = 1,
     draws: int = 8,
     seed: int = 0,
+    threads: int | None = None,
 ) -> LoadedPolicy:
     """Load a policy folder, every file of it checked against its sha256.
 
@@ -159,14 +160,15 @@ def load(
         commit_steps: of committed, how many actions of the plan before are executed whatever is decided now.
         draws: of coherent, how many chunks a policy without experts draws to choose from.
         seed: of the first episode, until `reset`.
+        threads: of an engine that computes on the CPU; None leaves them to the engine, ONNX Runtime has one.
 
     Raises:
         ConfigError: there is no such folder, or the choice, a setting or the seed has no meaning.
         PolicyError: the folder is damaged or incomplete.
-        EngineError: the engine doesn't exist, isn't installed, or refuses the policy.
+        EngineError: the engine doesn't exist, isn't installed, or refuses the policy, or `threads` is below 1.
     """
     rule = ChoiceConfig(choice, temperature, sticky_margin, sticky_steps, tolerance, commit_steps, draws)
-    return LoadedPolicy(Bundle.open(resources.find("models", str(folder))), backend, rule, seed)
+    return LoadedPolicy(Bundle.open(resources.find("models", str(folder))), backend, rule, seed, threads)
 
 
 def _checked_seed(seed: int) -> int:

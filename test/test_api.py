@@ -54,8 +54,8 @@ def seen(monkeypatch):
     """Every state history that reaches the engine."""
     kept, real = [], backends.load
 
-    def load(bundle, name):
-        engine = real(bundle, name)
+    def load(bundle, *options):
+        engine = real(bundle, *options)
         run = engine.run
         engine.run = lambda inputs: kept.append(inputs["state"][0].tolist()) or run(inputs)
         return engine
@@ -295,3 +295,17 @@ def test_the_loop_in_the_documents_runs(monkeypatch, capsys):
     assert example.count("max_episode_steps=300") == 1
     exec(compile(example.replace("max_episode_steps=300", "max_episode_steps=9"), "docs/python.md", "exec"), {})
     assert re.fullmatch(r"coverage 0\.\d\d, expert [0-3]\n", capsys.readouterr().out)
+
+
+def test_the_threads_reach_the_engine_and_the_likelihood(monkeypatch):
+    given = []
+    for name in ("load", "load_likelihood"):
+        real = getattr(backends, name)
+        monkeypatch.setattr(backends, name, lambda bundle, engine, threads, real=real: given.append(threads) or real(bundle, engine, threads))
+    ros_vdd.load("avoiding_vdd", choice="committed", threads=2)
+    assert given == [2, 2]
+
+
+def test_no_threads_are_refused(folder):
+    with pytest.raises(EngineError, match="'threads' is 0"):
+        ros_vdd.load(folder.path, threads=0)

@@ -74,16 +74,18 @@ class PolicyRunner:
         self.reset(seed)
 
     @classmethod
-    def load(cls, bundle: Bundle, backend: str, choice: str | ChoiceConfig = "argmax", seed: int = 0) -> PolicyRunner:
-        """Load a policy into an engine, and its likelihood where the choice asks for it.
+    def load(
+        cls, bundle: Bundle, backend: str, choice: str | ChoiceConfig = "argmax", seed: int = 0, threads: int | None = None
+    ) -> PolicyRunner:
+        """Load a policy into an engine, and its likelihood where the choice asks for it; threads as of `backends.load`.
 
         Raises:
             EngineError: the engine doesn't exist, isn't installed, or refuses the policy.
             PolicyError: the folder lacks a graph.
         """
         rule = choice if isinstance(choice, ChoiceConfig) else ChoiceConfig(choice)
-        likelihood = backends.load_likelihood(bundle, backend) if rule.asks_likelihood(bundle) else None
-        return cls(bundle, backends.load(bundle, backend), rule, seed, likelihood)
+        likelihood = backends.load_likelihood(bundle, backend, threads) if rule.asks_likelihood(bundle) else None
+        return cls(bundle, backends.load(bundle, backend, threads), rule, seed, likelihood)
 
     def reset(self, seed: int) -> None:
         """Begin an episode: start the random numbers anew, forget the expert and the actions."""

@@ -128,7 +128,7 @@ def verb(monkeypatch, robot, tmp_path):
     """Return a function that runs the verb on stand-ins and gives its JSON."""
     env = Env(robot)
     monkeypatch.setattr(envs, "make", lambda name: env)
-    monkeypatch.setattr(backends, "load", lambda bundle, name: Engine())
+    monkeypatch.setattr(backends, "load", lambda bundle, *options: Engine())
     folder = policy(tmp_path).path
 
     def run(*more):

@@ -75,7 +75,7 @@ def evaluate(monkeypatch, tmp_path):
     (tmp_path / "toy.yaml").write_text(dump_yaml(toy.BLIND), encoding="utf-8")
     env = Env(str(tmp_path / "toy.yaml"))
     monkeypatch.setattr(envs, "make", lambda name: env)
-    monkeypatch.setattr(backends, "load", lambda bundle, name: test_evaluate.Engine())
+    monkeypatch.setattr(backends, "load", lambda bundle, *options: test_evaluate.Engine())
 
     def run(*more):
         file = tmp_path / "result.json"

@@ -129,6 +129,43 @@ def test_without_a_driver_there_is_no_gpu():
     assert _cuda.gpu() is None and tensorrt.host() == {} and tensorrt.cannot_run() == "no GPU"
 
 
+def test_cuda_python_that_raises_without_a_driver_finds_no_gpu(monkeypatch):
+    """12.6 does; newer ones return a status."""
+
+    class Raising(PlayedRuntime):
+        def cudaGetDeviceCount(self):  # noqa: N802
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+        cudaGetDeviceProperties = cudaDriverGetVersion = cudaGetDeviceCount
+
+    monkeypatch.setattr(_cuda, "_runtime", Raising)
+    assert _cuda.gpu() is None and tensorrt.host() == {} and tensorrt.cannot_run() == "no GPU"
+
+
+@pytest.mark.parametrize(
+    ("needed", "driver", "told"),
+    [
+        (13040, 12060, "no GPU for cuda-python 13: the driver runs CUDA 12; pip install 'cuda-python>=12.6,<13'"),
+        (12090, 12060, "no GPU"),
+        (12090, 13000, "no GPU"),
+        (13040, 0, "no GPU"),
+    ],
+)
+def test_a_driver_that_is_too_old_for_cuda_python_is_named(needed, driver, told, monkeypatch):
+    class Old(PlayedRuntime):
+        def cudaGetDeviceCount(self):  # noqa: N802
+            return 35, None
+
+        def cudaRuntimeGetVersion(self):  # noqa: N802
+            return 0, needed
+
+        def cudaDriverGetVersion(self):  # noqa: N802
+            return 0, driver
+
+    monkeypatch.setattr(_cuda, "_runtime", Old)
+    assert _cuda.gpu() is None and tensorrt.cannot_run() == told
+
+
 def test_the_gpu_is_told_by_name_capability_and_driver(monkeypatch):
     class Properties:
         name, major, minor = b"NVIDIA RTX 4090\0", 8, 9

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -215,6 +217,15 @@ def test_closing_gives_the_gpu_back_once(tiny):
     assert device.closed
 
 
+def test_a_closed_engine_is_refused_before_it_touches_its_memory(tiny):
+    engine, _ = played(tiny)
+    inputs = backends.random_inputs(tiny, np.random.default_rng(0))
+    engine.close()
+    with pytest.raises(EngineError, match="engine 'tensorrt' is closed"):
+        engine.run(inputs)
+    assert not engine._inputs and not engine._outputs
+
+
 def test_an_engine_of_another_policy_is_refused(tiny):
     tensors = described(tiny)
     tensorrt.require_inputs(tiny, tensors)
@@ -408,6 +419,44 @@ def test_kept_kernels_that_were_touched_are_not_taken(damage, monkeypatch, tmp_p
         tensorrt.open_built(tiny, b"engine")
         assert not [c for c in trt.calls if c[0] == "deserialize"]
         assert path.read_bytes() == held and path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_what_a_context_computes_with_outlives_it(name, monkeypatch, tmp_path, tiny):
+    trt, gone = play(monkeypatch, tmp_path, tiny, name=name), []
+
+    def watched(what, make):
+        def made(*given):
+            found = make(*given)
+            weakref.finalize(found, gone.append, what)
+            return found
+
+        return made
+
+    trt.engine, trt.Runtime = watched("engine", trt.engine), watched("runtime", trt.Runtime)
+    running = tensorrt.open_built(tiny, b"engine")
+    weakref.finalize(running._context, gone.append, "context")
+    expected = {"context", "engine", "runtime"}
+    if name == "tensorrt_rtx":
+        weakref.finalize(trt.jit, gone.append, "kernels")
+        expected.add("kernels")
+    del trt.jit
+    trt.calls.clear()
+    gc.collect()
+    assert not gone
+    running.close()
+    gc.collect()
+    assert gone[0] == "context" and set(gone) == expected
+
+
+def test_tensorrt_tells_why_a_network_did_not_run(monkeypatch, tmp_path, tiny):
+    trt = play(monkeypatch, tmp_path, tiny)
+    engine, said = tensorrt.open_built(tiny, b"engine"), _trt_library._loggers["tensorrt"]
+    engine._context.runs = False
+    engine._launch = engine._enqueue
+    said.log(trt.ILogger.Severity.ERROR, "an illegal memory access")
+    with pytest.raises(EngineError, match="engine 'tensorrt:fp32' didn't run: an illegal memory access"):
+        engine.run(backends.random_inputs(tiny, np.random.default_rng(0)))
 
 
 def test_an_engine_that_tensorrt_refuses_gives_the_gpu_back(monkeypatch, tmp_path, tiny):

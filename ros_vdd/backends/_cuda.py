@@ -42,6 +42,19 @@ def gpu() -> Gpu | None:
     return Gpu(name.rstrip("\0"), f"sm{properties.major}{properties.minor}", _driver(driver))
 
 
+def no_gpu() -> str:
+    """Return why `gpu` found none, in words."""
+    try:
+        cuda = _runtime()
+        needed, driver = _checked(cuda, "cudaRuntimeGetVersion"), _checked(cuda, "cudaDriverGetVersion")
+    except EngineError:
+        return "no GPU"
+    if not 0 < driver // 1000 < needed // 1000:
+        return "no GPU"
+    needed, driver = needed // 1000, driver // 1000
+    return f"no GPU for cuda-python {needed}: the driver runs CUDA {driver}; pip install 'cuda-python>=12.6,<{driver + 1}'"
+
+
 class CudaDevice:
     """One stream of the first GPU, and the memory that was allocated through it.
 
@@ -139,7 +152,10 @@ def _runtime():
 
 def _checked(cuda, name: str, *arguments):
     """Call a function of the runtime API and return its value, if it has one."""
-    status, *values = getattr(cuda, name)(*arguments)
+    try:
+        status, *values = getattr(cuda, name)(*arguments)
+    except RuntimeError as error:  # cuda-python 12.6 raises where there is no driver; newer ones return a status
+        raise EngineError(f"{name} failed: {error}") from error
     if status != cuda.cudaError_t.cudaSuccess:
         raise EngineError(f"{name} failed: {_words(cuda, status)}")
     return values[0] if values else None

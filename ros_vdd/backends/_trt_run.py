@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ros_vdd.backends._blob import read_blob, write_blob
+from ros_vdd.backends._trt_library import reasons
 from ros_vdd.errors import EngineError
 
 WARM_UP = 3
@@ -77,11 +78,11 @@ class Kernels:
 
     def __init__(self, folder: Path, built: bytes):
         self._path = folder / "kernels" / f"{hashlib.sha256(built).hexdigest()[:16]}.bin"
-        self._known, self._cache = read_blob(self._path), None
+        self._known, self._config, self._cache = read_blob(self._path), None, None
 
     def context(self, engine):
         """Return an execution context that takes kernels from the cache, and puts new ones there."""
-        config = engine.create_runtime_config()
+        self._config = config = engine.create_runtime_config()
         self._cache = config.create_runtime_cache()
         if self._known and not self._cache.deserialize(self._known):
             self._known = b""  # of another driver, GPU or library: TensorRT for RTX looks at that itself
@@ -103,10 +104,12 @@ class TensorRtEngine:
         context: TensorRT's execution context.
         described: its inputs and outputs, from `tensors`.
         device: where it runs; closed with the engine.
+        said: TensorRT's logger, which knows why something failed.
+        owners: what the context computes with and doesn't own, given back after it: cached kernels, engine, runtime.
     """
 
-    def __init__(self, name: str, context, described: list[Tensor], device: Device):
-        self.name = name
+    def __init__(self, name: str, context, described: list[Tensor], device: Device, said=None, owners: tuple = ()):
+        self.name, self._said, self._owners = name, said, owners
         self._context, self._device, self._turn = context, device, threading.Lock()
         self._inputs, self._outputs = {}, {}
         for tensor in described:
@@ -129,8 +132,11 @@ class TensorRtEngine:
         """Evaluate the policy once; see `ros_vdd.backends`.
 
         Raises:
-            EngineError: inputs are missing, unknown or of another shape or type, the GPU failed, or another thread is inside.
+            EngineError: inputs are missing, unknown or of another shape or type, the GPU failed, another thread is inside, or the
+                engine is closed.
         """
+        if self._device is None:
+            raise EngineError(f"engine '{self.name}' is closed; load it again")
         if inputs.keys() != self._inputs.keys():
             raise EngineError(f"engine '{self.name}' was given {sorted(inputs)}; expected {sorted(self._inputs)}")
         if not self._turn.acquire(blocking=False):
@@ -149,11 +155,13 @@ class TensorRtEngine:
             self._turn.release()
 
     def close(self) -> None:
-        """Give graph and memory back, then the context; it may be called again."""
+        """Give graph and memory back, then the context, then what it computes with; it may be called again."""
         device, self._device = self._device, None
         if device is not None:
             device.close()
+        self._inputs, self._outputs = {}, {}  # they lie in memory that is gone
         self._launch = self._context = None
+        self._owners = ()
 
     def __del__(self):
         if getattr(self, "_device", None) is not None:
@@ -163,7 +171,8 @@ class TensorRtEngine:
         for host, address in self._inputs.values():
             self._device.upload(address, host)
         if not self._context.execute_async_v3(self._device.stream):
-            raise EngineError(f"engine '{self.name}' didn't run; TensorRT's log above says why")
+            why = "it gave no reason" if self._said is None else reasons(self._said)
+            raise EngineError(f"engine '{self.name}' didn't run: {why}")
         for host, address in self._outputs.values():
             self._device.download(host, address)
 

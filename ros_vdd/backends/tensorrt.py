@@ -16,7 +16,7 @@ import numpy as np
 from ros_vdd import __version__
 from ros_vdd.backends import FP32, _precision, input_shapes, onnxruntime
 from ros_vdd.backends._cache import EngineCache
-from ros_vdd.backends._cuda import CudaDevice, Gpu, gpu
+from ros_vdd.backends._cuda import CudaDevice, Gpu, gpu, no_gpu
 from ros_vdd.backends._image_cast import cast_at_inputs
 from ros_vdd.backends._trt_build import compile_graph, known_targets
 from ros_vdd.backends._trt_library import is_rtx, library, logger, reasons, title
@@ -54,7 +54,7 @@ def cannot_run(target: str | None = None) -> str | None:
     """Return why an engine for a target can't run on this machine, or None where it can."""
     here = gpu()
     if here is None:
-        return "no GPU"
+        return no_gpu()
     return None if target in (None, here.capability) else f"built for {target}, this GPU is {here.capability}"
 
 
@@ -118,7 +118,8 @@ def open_built(bundle: Bundle, built: bytes, precision: str = FP32) -> TensorRtE
     trt = library()
     said, device = logger(trt), CudaDevice()
     try:
-        engine = trt.Runtime(said).deserialize_cuda_engine(built)  # engine_host_code_allowed stays off
+        runtime = trt.Runtime(said)
+        engine = runtime.deserialize_cuda_engine(built)  # engine_host_code_allowed stays off
         if engine is None:
             raise EngineError(f"{title(trt)} refuses the engine: {reasons(said)}")
         described = tensors(trt, engine)
@@ -127,7 +128,7 @@ def open_built(bundle: Bundle, built: bytes, precision: str = FP32) -> TensorRtE
         context = kernels.context(engine) if kernels else engine.create_execution_context()
         if context is None:
             raise EngineError(f"{title(trt)} can't run the engine: {reasons(said)}")
-        running = TensorRtEngine(f"tensorrt:{precision}", context, described, device)
+        running = TensorRtEngine(f"tensorrt:{precision}", context, described, device, said, (kernels, engine, runtime))
         if kernels:
             kernels.keep()
         return running
@@ -163,7 +164,8 @@ def load(bundle: Bundle, precision: str = FP32) -> TensorRtEngine:
 def _require_target(trt, target: str | None, here: Gpu | None) -> str:
     if target is None and here is None:
         ahead = f", or name the robot's GPU with --target: {', '.join(known_targets(trt))}" if is_rtx(trt) else ""
-        raise EngineError(f"no GPU was found (driver and cuda-python installed?). Build on the robot{ahead}")
+        why = no_gpu().replace("no GPU", "no GPU was found", 1)
+        raise EngineError(f"{why} (driver and cuda-python installed?). Build on the robot{ahead}")
     if target is None or here is not None and target == here.capability:
         return here.capability
     if not is_rtx(trt):

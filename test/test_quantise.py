@@ -200,6 +200,26 @@ def test_a_provider_that_the_build_lacks_is_refused_with_those_it_has(bundle, na
         backends.load(bundle, name)
 
 
+@pytest.mark.parametrize(
+    ("provider", "options"), [("CUDAExecutionProvider", {"use_tf32": "0"}), ("TensorrtExecutionProvider", {}), (engine.CPU, {})]
+)
+def test_a_session_computes_in_fp32_and_never_tries_another_device(provider, options, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(ort, "InferenceSession", lambda graph, settings, **told: asked.update(told, settings=settings))
+    engine.session(b"", 1, provider)
+    assert asked["providers"] == [(provider, options)] and asked["enable_fallback"] == 0
+    if provider != engine.CPU:
+        assert asked["settings"].get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+
+
+def test_a_provider_that_did_not_start_is_told_apart_from_a_bad_policy(bundle):
+    provider = "AzureExecutionProvider"
+    if provider not in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime has no provider that takes no node")
+    with pytest.raises(EngineError, match="CPU EP.*either Azure.* couldn't start .*driver, CUDA and cuDNN.*or it lacks an operator"):
+        engine.open_graph(bundle, provider=provider, engine="azure")
+
+
 def test_a_provider_that_gives_way_to_the_cpu_is_noticed(bundle, monkeypatch):
     """ONNX Runtime itself goes on with the CPU when a provider can't start."""
     monkeypatch.setattr(engine, "require_provider", lambda provider, name: None)

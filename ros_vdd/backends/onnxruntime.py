@@ -15,6 +15,8 @@ from ros_vdd.errors import EngineError
 
 PRECISIONS = ("fp32", "int8")
 CPU = "CPUExecutionProvider"
+OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""Of execution providers; fp32 means fp32: TF32 has the mantissa of fp16."""
 _INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 """What decides which int8 kernels run, and how they round."""
 
@@ -141,7 +143,9 @@ def session(graph: bytes, threads: int = 1, provider: str = CPU):
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return onnxruntime.InferenceSession(graph, options, providers=[provider])
+    providers = [(provider, OPTIONS.get(provider, {}))]
+    # Its Python side would catch an error of the provider, and try again on the CPU.
+    return onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
 
 
 def open_graph(
@@ -172,7 +176,13 @@ def opened(graph: bytes, wanted: set[str], origin: str, threads: int, provider: 
     try:
         made = session(graph, threads, provider)
     except Exception as error:  # ONNX Runtime raises a kind of its own for each failure
-        raise EngineError(f"engine '{engine}' can't load {origin}: {error}; export the policy again") from error
+        remedy = "export the policy again"
+        if provider != CPU:
+            remedy = (
+                f"either {provider} couldn't start (are driver, CUDA and cuDNN those that this build asks for?) or it lacks an "
+                "operator of the graph; ONNX Runtime's own log, above, tells"
+            )
+        raise EngineError(f"engine '{engine}' can't load {origin}: {error}; {remedy}") from error
     if made.get_providers()[0] != provider:
         raise EngineError(
             f"engine '{engine}': ONNX Runtime couldn't start {provider} and would run on {made.get_providers()[0]}; "

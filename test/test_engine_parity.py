@@ -142,6 +142,17 @@ def test_a_window_policy_gets_the_actions_before_the_tick_and_noise(bundle, stor
     assert found[0]["noise"].shape == (1, 3, 2)
 
 
+def test_a_policy_that_inpaints_gets_the_recorded_actions_from_the_tick_on(bundle, store):
+    changes = {"kind": "diffusion", "export": {**bundle.manifest.export, "inpaint": True}}
+    inpainting = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, **changes))
+    found = gate.recorded_observations(inpainting, store, count=100)
+    for observation in found:
+        assert {k: (v.shape, v.dtype) for k, v in observation.items()} == backends.input_shapes(inpainting)
+        assert (np.diff(observation["prefix_mask"]) <= 0).all()
+    np.testing.assert_allclose(found[5]["prefix"][0, :5, 0], [0.012, 0.013, 0.014, 0.014, 0.014], atol=1e-6)
+    assert len({observation["prefix_mask"].sum() for observation in found}) > 2
+
+
 def test_the_same_seed_draws_the_same_frames_and_none_twice(bundle, store):
     def seen(seed):
         return [int(o["images.top"][0, -1, 0, 0, 0]) for o in gate.recorded_observations(bundle, store, 5, seed)]

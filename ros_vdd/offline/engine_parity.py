@@ -195,12 +195,19 @@ def recorded_observations(bundle: Bundle, store: str | Path, count: int = DRAWS,
 
 
 def _observation(bundle: Bundle, episode: Episode, frame: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return what a policy sees at a frame; before the first frame it is repeated, as in training."""
+    """Return what a policy sees at a frame; before the first frame it is repeated, as in training.
+
+    Of one that inpaints, the recorded actions from that frame on are certain, as many as are drawn.
+    """
     ticks, past = frame + np.arange(1 - bundle.n_obs_steps, 1), frame + np.arange(1 - bundle.n_obs_steps, 0)
-    inputs = {}
+    inputs, coming = {}, np.minimum(frame + np.arange(bundle.horizon), episode.length - 1)
     for name, (shape, dtype) in backends.input_shapes(bundle).items():
         if name == "noise":
             inputs[name] = rng.standard_normal(shape, np.float32)
+        elif name == "prefix":
+            inputs[name] = np.array(episode["action"][coming], dtype)[None]
+        elif name == "prefix_mask":
+            inputs[name] = (np.arange(shape[1]) < rng.integers(shape[1] + 1)).astype(dtype)[None]
         elif name == "past_mask":
             inputs[name] = (past >= 0).astype(np.float32)[None]
         elif name == "past_actions":

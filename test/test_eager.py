@@ -8,8 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="these engines are PyTorch")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
 import toy  # noqa: E402
-from ros_vdd import backends  # noqa: E402
+from ros_vdd import backends, policies  # noqa: E402
+from ros_vdd.backends import eager  # noqa: E402
 from ros_vdd.errors import EngineError  # noqa: E402
 
 KINDS = ["mixture", "diffusion", "mode"]
@@ -41,6 +45,45 @@ def test_a_compiler_that_fails_is_told_when_the_engine_is_loaded(tmp_path, monke
     monkeypatch.setattr(torch, "compile", lambda module, **told: real(module, backend=broken, **told))
     with pytest.raises(EngineError, match="eager_compiled.*no C\\+\\+ compiler.*take eager"):
         backends.load(toy.policy(tmp_path / "p", "mixture"), "eager_compiled")
+
+
+class Strays(TorchDispatchMode):
+    """Notes operators that meet a tensor on the CPU, while a policy runs elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operator, types, given=(), named=None):
+        answer = operator(*given, **named or {})
+        met = [x for x in tree_leaves((given, named, answer)) if isinstance(x, torch.Tensor)]
+        self.found += [str(operator) for x in met if x.device.type == "cpu"]
+        return answer
+
+
+@pytest.mark.parametrize("kind", sorted(set(toy.NETWORKS) - {"encoder"}))
+def test_a_policy_that_is_captured_leaves_its_device_for_nothing(kind, tmp_path):
+    """Neither copies from and to the CPU nor values asked for may be captured; on `meta` both are found without a GPU."""
+    bundle = toy.policy(tmp_path / kind, kind, toy.SEEING)
+    policy = policies.load(bundle).deployed().to("meta")
+    inputs = backends.random_inputs(bundle, np.random.default_rng(0))
+    inputs = {name: torch.from_numpy(value).to("meta") for name, value in inputs.items()}
+    with torch.inference_mode(), Strays() as strays:
+        answer = eager._evaluated(policy, inputs)
+    assert answer and not strays.found
+
+
+def test_fp32_on_a_gpu_is_not_tf32(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for made in ("EagerEngine", "GraphEngine"):
+        monkeypatch.setattr(eager, made, lambda *given: seen.append(torch.backends.cudnn.allow_tf32))
+    bundle = toy.policy(tmp_path / "p", "mixture")
+    for name in ("eager_cuda", "eager_graph", "eager_compiled"):
+        torch.backends.cudnn.allow_tf32 = True
+        backends.load(bundle, name)
+    assert seen == [False] * 3
 
 
 @needs_gpu

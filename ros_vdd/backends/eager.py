@@ -139,6 +139,7 @@ def load_compiled(bundle: Bundle, name: str) -> EagerEngine | GraphEngine:
     """
     policy = torch.compile(policies.load(bundle).deployed(), dynamic=False)
     if torch.cuda.is_available():
+        _without_tf32()
         return _captured(policy, bundle, name)
     engine = EagerEngine(policy, name)
     try:
@@ -163,6 +164,12 @@ def _captured(policy: nn.Module, bundle: Bundle, name: str) -> GraphEngine:
 def _require_gpu(name: str) -> None:
     if not torch.cuda.is_available():
         raise EngineError(f"engine '{name}' needs a GPU, and PyTorch {torch.__version__} sees none; take eager or onnxruntime")
+    _without_tf32()
+
+
+def _without_tf32() -> None:
+    """Let this process compute in fp32: TF32, PyTorch's default for convolutions, has the mantissa of fp16."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def load_likelihood(bundle: Bundle) -> EagerLikelihood:

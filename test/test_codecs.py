@@ -133,6 +133,12 @@ def test_png_is_decoded_without_loss():
     np.testing.assert_array_equal(decoded, image)
 
 
+def test_a_png_of_16_bits_is_refused_and_never_halved():
+    depth_mm = np.full((5, 7), 1500, np.uint16)  # OpenCV would make 5 of it
+    with pytest.raises(StreamError, match="PNG has 16 bits a channel, as depth images have; expected the 8"):
+        codecs.decode_image(_compressed_msg(cv2.imencode(".png", depth_mm)[1].tobytes()), _camera(type=COMPRESSED))
+
+
 def test_jpeg_keeps_red_red():
     image = np.zeros((40, 60, 3), np.uint8)
     image[..., 0] = 200

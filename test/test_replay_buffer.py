@@ -112,6 +112,62 @@ def test_a_missing_chunk_of_the_ends_is_an_error(root):
         read(root)
 
 
+def write_by_zarr(root, zarr_format, empty=True, **options):
+    """Write a buffer with the zarr library, version 3; return its actions, of which the first chunk is zeros."""
+    zarr = pytest.importorskip("zarr", minversion="3", reason="zarr v3 needs zarr 3")
+    group = zarr.open_group(str(root), mode="w", zarr_format=zarr_format)
+    actions = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
+    actions[:CHUNK] = 0
+    arrays = {"img": np.full((10, 16, 16, 3), 7, np.uint8), "state": np.ones((10, 5), np.float32), "action": actions}
+    for name, values in [*((f"data/{n}", a) for n, a in arrays.items()), ("meta/episode_ends", ENDS)]:
+        chunks = (CHUNK, *values.shape[1:])
+        more = {key: (2 * CHUNK, *values.shape[1:]) for key in options} if name.startswith("data") else {}
+        array = group.create_array(
+            name, shape=values.shape, dtype=values.dtype, chunks=chunks, config={"write_empty_chunks": empty}, **more
+        )
+        array[...] = values
+    return actions
+
+
+@pytest.mark.parametrize("zarr_format, options", [(2, {}), (3, {}), (3, {"shards": True})])
+def test_what_zarr_3_writes_is_read_in_both_formats_and_with_shards(zarr_format, options, tmp_path):
+    actions = write_by_zarr(tmp_path / "b.zarr", zarr_format, **options)
+    np.testing.assert_array_equal(np.concatenate([e["action"] for e, _ in read(tmp_path / "b.zarr")]), actions)
+
+
+@pytest.mark.parametrize("zarr_format, chunk", [(2, "0.0"), (3, "c/0/0")])
+def test_zeros_that_zarr_3_left_out_are_refused_with_the_remedy(zarr_format, chunk, tmp_path):
+    write_by_zarr(tmp_path / "b.zarr", zarr_format, empty=False)
+    with pytest.raises(DataError, match=f"'action' lacks its chunk '{chunk}' .*write_empty_chunks"):
+        read(tmp_path / "b.zarr")
+
+
+def test_extras_that_a_store_can_not_hold_are_left_out_and_told(tmp_path):
+    numbers = np.ones((10, 2), np.float32)
+    write_buffer(tmp_path / "b.zarr", **{"eef-pos quat": numbers, "eef_pos_quat": numbers, "force": numbers * np.nan})
+    episode, meta = read(tmp_path / "b.zarr")[0]
+    assert {k for k in episode if k.startswith("extra.")} == {"extra.state", "extra.eef_pos_quat"}
+    assert meta["warnings"] == [
+        "left out: array 'eef_pos_quat' would be 'extra.eef_pos_quat', which another array is already",
+        "left out: array 'force' holds NaN or infinity",
+    ]
+
+
+def test_a_number_beside_the_frames_is_no_array_of_theirs(tmp_path):
+    write_buffer(tmp_path / "b.zarr")
+    described = {"zarr_format": 2, "shape": [], "chunks": [], "dtype": "<f8", "order": "C", "fill_value": 10.0}
+    (tmp_path / "b.zarr/data/rate").mkdir()
+    (tmp_path / "b.zarr/data/rate/.zarray").write_text(json.dumps(described | {"filters": None, "compressor": None}))
+    assert len(read(tmp_path / "b.zarr")) == 3
+
+
+@pytest.mark.parametrize("ends", [ENDS[:, None], ENDS - 0.5], ids=["table", "halves"])
+def test_ends_that_are_no_whole_numbers_are_refused(ends, tmp_path):
+    write_buffer(tmp_path / "b.zarr", ends=ends)
+    with pytest.raises(DataError, match="expected one whole number an episode"):
+        read(tmp_path / "b.zarr")
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_truncated_chunk_is_an_error(compress, tmp_path):
     write_buffer(tmp_path / "b.zarr", compress)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diffusion Policy's replay buffer (zarr v2: `data/NAME`, `meta/episode_ends`) as episodes.
+"""Diffusion Policy's replay buffer (zarr v2, or v3 where zarr 3 is installed: `data/NAME`, `meta/episode_ends`) as episodes.
 
 What each array means isn't in the file, so it is said: a map from our names to `ARRAY` or `ARRAY[FIRST:LAST]` (columns).
-Arrays that aren't mapped are kept as `extra.NAME`. A "goal" has its G columns, or one with the task's number. The buffer holds no
+Arrays that aren't mapped are kept as `extra.NAME`, in letters, digits and _. A "goal" has its G columns, or one with the task's number. The buffer holds no
 stamps; frames are `1 / rate_hz` apart by definition.
 """
 
@@ -51,12 +51,29 @@ def episodes_from_replay_buffer(
         if robot.goal:
             episode["goal"] = encode_goals(episode["goal"], robot.goal)
         whole = {a for a, columns in selections.values() if columns is None}
-        for name in sorted(arrays.keys() - whole):
-            values = _read(arrays, name, frames, path)
-            episode[f"extra.{name}"] = values
+        extras, warnings = _extras({name: _read(arrays, name, frames, path) for name in sorted(arrays.keys() - whole)})
+        episode |= extras
         episode["stamp_ns"] = np.rint(np.arange(end - start) * (1e9 / robot.rate_hz)).astype(np.int64)
-        yield episode, {"source": path.name, "source_format": "replay_buffer", "episode": index, "mapped": sorted(used)}
+        meta = {"source": path.name, "source_format": "replay_buffer", "episode": index, "mapped": sorted(used), "warnings": warnings}
+        yield episode, meta
         start = end
+
+
+def _extras(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return what a store can hold of arrays nobody asked for, and in words what it can't."""
+    extras: dict[str, np.ndarray] = {}
+    warnings = []
+    for name, values in arrays.items():
+        kept = f"extra.{re.sub('[^A-Za-z0-9_]', '_', name)}"
+        if values.dtype.kind not in "fiubUS":
+            warnings.append(f"left out: array '{name}' holds {values.dtype}; expected numbers")
+        elif values.dtype.kind == "f" and not np.isfinite(values).all():
+            warnings.append(f"left out: array '{name}' holds NaN or infinity")
+        elif kept in extras:
+            warnings.append(f"left out: array '{name}' would be '{kept}', which another array is already")
+        else:
+            extras[kept] = values
+    return extras, warnings
 
 
 def _open(path: Path):
@@ -69,13 +86,17 @@ def _open(path: Path):
     try:
         group = zarr.open_group(str(path), mode="r")
         arrays = {name: group["data"][name] for name in group["data"].array_keys()}
+        arrays = {name: array for name, array in arrays.items() if array.ndim}  # a single number is of no frame
         _require_chunks(path / "meta" / "episode_ends", group["meta"]["episode_ends"])
-        ends = np.asarray(group["meta"]["episode_ends"][:])
+        said = np.asarray(group["meta"]["episode_ends"][:])
+        ends = said.astype(np.int64)
     except DataError:
         raise
     except Exception as error:  # zarr and its codecs raise many kinds; all of them mean an unreadable buffer
         raise DataError(f"replay buffer '{path}' can't be read: {type(error).__name__}: {error}") from error
     lengths = {name: array.shape[0] for name, array in arrays.items()}
+    if ends.ndim != 1 or (ends != said).any():
+        raise DataError(f"replay buffer '{path}': episode_ends is {said.dtype} {said.shape}; expected one whole number an episode")
     if len(ends) == 0 or (np.diff(ends, prepend=0) <= 0).any() or any(n != ends[-1] for n in lengths.values()):
         raise DataError(f"replay buffer '{path}': episode_ends (last {ends[-1:]}) and array lengths {lengths} disagree")
     for name, array in arrays.items():
@@ -85,14 +106,17 @@ def _open(path: Path):
 
 def _require_chunks(folder: Path, array) -> None:
     """Zarr fills a missing chunk with zeros; here missing data is missing."""
-    counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks)]
+    files = getattr(array, "shards", None) or array.chunks
+    counts = [-(-size // chunk) for size, chunk in zip(array.shape, files)]
+    key = getattr(getattr(array, "metadata", None), "encode_chunk_key", lambda index: ".".join(map(str, index)))
     for index in np.ndindex(*counts):
-        name = ".".join(map(str, index))
+        name = key(index)
         if not (folder / name).is_file() and not (folder / name.replace(".", "/")).is_file():
-            first = index[0] * array.chunks[0]
+            first = index[0] * files[0]
             raise DataError(
                 f"replay buffer: '{folder.name}' lacks its chunk '{name}' (frames {first} to "
-                f"{min(first + array.chunks[0], array.shape[0]) - 1}); copy the folder again"
+                f"{min(first + files[0], array.shape[0]) - 1}); copy the folder again, or, where zarr 3 wrote it and left out what "
+                "is all zeros, write it with config={'write_empty_chunks': True}"
             )
 
 

@@ -14,6 +14,7 @@ from ros_vdd.errors import StreamError
 
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTH = 24  # where its header tells the bits a channel
 _JPEG_NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # tables and extensions among the markers C0 to CF
 _MAX_SEGMENTS = 1000  # before the frame header; real files have some ten
 _MAX_PIXEL_BYTES, _MAX_EXTRA_BYTES = 8, 1 << 16  # 16-bit RGBA that didn't compress at all, and the headers
@@ -30,7 +31,7 @@ def decode_compressed(data: bytes, width: int, height: int) -> np.ndarray:
         uint8 (height, width, 3), BGR as OpenCV has it; a camera's EXIF rotation isn't applied.
 
     Raises:
-        StreamError: neither JPEG nor PNG, another size, cut off, or not decodable.
+        StreamError: neither JPEG nor PNG, another size, more than 8 bits a channel, cut off, or not decodable.
     """
     limit = width * height * _MAX_PIXEL_BYTES + _MAX_EXTRA_BYTES
     if len(data) > limit:
@@ -40,6 +41,11 @@ def decode_compressed(data: bytes, width: int, height: int) -> np.ndarray:
         raise StreamError(
             f"compressed image has {found[0]}x{found[1]} pixels, the robot file says {width}x{height}; "
             "correct 'width' and 'height' or the camera's settings"
+        )
+    if data.startswith(_PNG) and data[_PNG_DEPTH] > 8:
+        raise StreamError(
+            f"PNG has {data[_PNG_DEPTH]} bits a channel, as depth images have; expected the 8 of a colour camera: more than half of "
+            "them would be lost"
         )
     if not _is_whole(data):
         raise StreamError(f"compressed image of {len(data)} bytes is cut off or damaged: its end is missing")
@@ -60,7 +66,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
     """
     if data.startswith(_JPEG):
         return _jpeg_size(data)
-    if data.startswith(_PNG) and len(data) >= 24 and data[12:16] == b"IHDR":
+    if data.startswith(_PNG) and len(data) > _PNG_DEPTH and data[12:16] == b"IHDR":
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     raise StreamError(
         f"compressed image starts with {bytes(data[:8]).hex(' ') or 'nothing'}, which is neither JPEG nor PNG; "

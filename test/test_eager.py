@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,56 @@ def test_a_policy_that_is_captured_leaves_its_device_for_nothing(kind, tmp_path)
     with torch.inference_mode(), Strays() as strays:
         answer = eager._evaluated(policy, inputs)
     assert answer and not strays.found
+
+
+class PlayedGraph(TorchDispatchMode):
+    """A CUDA graph on the CPU: holds the operators that were captured with the very tensors they met, and does them again."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.calls = [], []
+
+    def __torch_dispatch__(self, operator, types, given=(), named=None):
+        answer = operator(*given, **named or {})
+        self.held.append((operator, given, named or {}, answer))
+        return answer
+
+    def replay(self):
+        self.calls.append("replay")
+        for operator, given, named, before in self.held:
+            for old, new in zip(tree_leaves(before), tree_leaves(operator(*given, **named))):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+    def synchronize(self):
+        self.calls.append("wait")
+
+
+@pytest.mark.parametrize("kind", sorted(set(toy.NETWORKS) - {"encoder"}))
+def test_a_captured_policy_reads_what_each_run_gives_and_waits_once(kind, tmp_path, monkeypatch):
+    played, asked, empty, to = PlayedGraph(), {}, torch.empty, torch.nn.Module.to
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: played)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: played)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **told: asked.update(told) or graph)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor.clone())
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: to(module, "cpu"))
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **told: empty(*shape, **told))
+    bundle, rng = toy.policy(tmp_path / kind, kind, toy.SEEING_TOLD), np.random.default_rng(0)
+    policy, reference = policies.load(bundle).deployed(), backends.load(bundle, "eager")
+    engine = eager.GraphEngine(policy, backends.random_inputs(bundle, rng), "eager_graph")
+    assert asked == {"stream": played, "capture_error_mode": "thread_local"}
+    answers = []
+    for _ in range(3):
+        inputs = backends.random_inputs(bundle, rng)
+        played.calls.clear()
+        answers.append((engine.run(inputs), reference.run(inputs)))
+        assert played.calls == ["replay", "wait"]
+    for ours, theirs in answers:  # all of them after the last run: an answer stays
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-5)
 
 
 def test_fp32_on_a_gpu_is_not_tf32(tmp_path, monkeypatch):

@@ -49,7 +49,8 @@ class GraphEngine:
                 warm = _evaluated(self._policy, self._device)
             self._answer = {k: torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for k, v in warm.items()}
             self._stream.synchronize()
-            with torch.cuda.graph(self._graph, stream=self._stream):
+            # Other threads may go on using the GPU: by default whatever they allocate fails, and the capture with it.
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
                 for k, v in self._host.items():
                     self._device[k].copy_(v, non_blocking=True)
                 for k, v in _evaluated(self._policy, self._device).items():

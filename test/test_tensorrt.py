@@ -158,7 +158,7 @@ def test_without_tensorrt_the_packages_are_named(monkeypatch, tiny):
 @builds
 def test_an_old_tensorrt_is_refused(monkeypatch):
     monkeypatch.setattr(_trt_library, "LIBRARIES", {"tensorrt_rtx": (99, 0)})
-    with pytest.raises(EngineError, match="tensorrt_rtx 1.* is installed; strongly typed networks need 99.0 or newer"):
+    with pytest.raises(EngineError, match="tensorrt_rtx 1.* is installed; 99.0 or newer is needed"):
         _trt_library.library()
 
 

@@ -16,7 +16,7 @@ EXPLAINED = {
     r"Unable to determine GPU memory usage": "there is no GPU, and none is needed to build ahead",
 }
 """Warnings that say nothing about a graph, and why; every other one is shown."""
-EXTRAS = "pip install 'ros_vdd[tensorrt]' (data centre, Jetson: JetPack brings it) or 'ros_vdd[tensorrt-rtx]' (GeForce and RTX)"
+EXTRAS = "pip install 'ros_vdd[tensorrt]' (data centre; Jetson: JetPack 7 brings it) or 'ros_vdd[tensorrt-rtx]' (GeForce and RTX)"
 _loggers: dict[str, object] = {}
 
 
@@ -33,7 +33,7 @@ def library() -> ModuleType:
             continue
         if version(found) < oldest:
             told = ".".join(map(str, oldest))
-            raise EngineError(f"{title(found)} is installed; strongly typed networks need {told} or newer. {EXTRAS}")
+            raise EngineError(f"{title(found)} is installed; {told} or newer is needed. {EXTRAS}")
         return found
     raise EngineError(f"neither {' nor '.join(LIBRARIES)} is installed; {EXTRAS}")
 

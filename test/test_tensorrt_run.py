@@ -459,6 +459,30 @@ def test_tensorrt_tells_why_a_network_did_not_run(monkeypatch, tmp_path, tiny):
         engine.run(backends.random_inputs(tiny, np.random.default_rng(0)))
 
 
+@pytest.mark.parametrize(("name", "use"), [("Builder", "build"), ("Runtime", "open_built")])
+def test_a_library_that_does_not_start_tells_what_it_said(name, use, monkeypatch, tmp_path, tiny):
+    """Bindings raise a TypeError, and the library calls it a warning that it found no CUDA."""
+    trt = play(monkeypatch, tmp_path, tiny)
+
+    def fails(said):
+        for text in ("Unable to determine GPU memory usage", "CUDA initialization failure with error: 35"):
+            said.log(trt.ILogger.Severity.WARNING, text)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt, name, fails, raising=False)
+    arguments = {"build": (tiny, "fp16", None, (), print), "open_built": (tiny, b"engine")}
+    with pytest.raises(EngineError, match="11.4.0 can't start: CUDA initialization failure with error: 35; does the driver"):
+        getattr(tensorrt, use)(*arguments[use])
+    assert trt.device.closed == (use == "open_built")
+
+
+def test_kernels_that_can_not_be_written_down_cost_the_next_start_alone(monkeypatch, tmp_path, tiny):
+    trt = play(monkeypatch, tmp_path, tiny, name="tensorrt_rtx")
+    trt.kept = None
+    tensorrt.open_built(tiny, b"engine").run(backends.random_inputs(tiny, np.random.default_rng(0)))
+    assert not (tmp_path / "cache" / "kernels").exists()
+
+
 def test_an_engine_that_tensorrt_refuses_gives_the_gpu_back(monkeypatch, tmp_path, tiny):
     trt = play(monkeypatch, tmp_path, tiny)
     trt.refuses = True

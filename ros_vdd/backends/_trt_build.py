@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ros_vdd.backends._blob import read_blob, write_blob
-from ros_vdd.backends._trt_library import is_rtx, library, logger, reasons, title, unexplained
+from ros_vdd.backends._trt_library import is_rtx, library, logger, reasons, started, title, unexplained
 from ros_vdd.errors import EngineError, suggest
 
 LEVEL = 5
@@ -46,9 +46,7 @@ def compile_graph(graph: bytes, targets: Sequence[str] = (), timing_cache: Path 
     """
     trt, began = library(), time.monotonic()
     said = logger(trt)
-    builder = trt.Builder(said)
-    if builder is None:
-        raise EngineError(f"{title(trt)} can't start: {reasons(said)}")
+    builder = started(trt, "Builder", said)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, graph, said)
     layers = Counter(network.get_layer(i).type.name for i in range(network.num_layers))

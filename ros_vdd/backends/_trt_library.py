@@ -64,9 +64,22 @@ def logger(trt: ModuleType):
     return _loggers[trt.__name__]
 
 
+def started(trt: ModuleType, name: str, said):
+    """Return a `Builder` or `Runtime`.
+
+    Raises:
+        EngineError: it can't start, as a rule because the driver is older than the CUDA that it was made for.
+    """
+    try:
+        return getattr(trt, name)(said)
+    except TypeError as error:  # so its bindings tell that nothing came out
+        why = f"{reasons(said)}; does the driver run the CUDA that it was made for?"
+        raise EngineError(f"{title(trt)} can't start: {why}") from error
+
+
 def reasons(said) -> str:
-    """Return what a logger was told of a failure."""
-    return "; ".join(said.errors[:3]) or "it gave no reason"
+    """Return what a logger was told of a failure, which TensorRT calls a warning where it finds no CUDA."""
+    return "; ".join((said.errors or unexplained(said.warnings))[:3]) or "it gave no reason"
 
 
 def unexplained(warnings: list[str]) -> list[str]:

@@ -91,8 +91,9 @@ class Kernels:
 
     def keep(self) -> None:
         """Write what is there now, if it is new; after a warm-up."""
-        now = bytes(self._cache.serialize())
-        if now != self._known:
+        held = self._cache.serialize()
+        now = b"" if held is None else bytes(held)
+        if now and now != self._known:
             write_blob(self._path, now)
 
 

@@ -19,7 +19,7 @@ from ros_vdd.backends._cache import EngineCache
 from ros_vdd.backends._cuda import CudaDevice, Gpu, gpu, no_gpu
 from ros_vdd.backends._image_cast import cast_at_inputs
 from ros_vdd.backends._trt_build import compile_graph, known_targets
-from ros_vdd.backends._trt_library import is_rtx, library, logger, reasons, title
+from ros_vdd.backends._trt_library import is_rtx, library, logger, reasons, started, title
 from ros_vdd.backends._trt_run import Kernels, Tensor, TensorRtEngine, tensors
 from ros_vdd.bundle import GRAPH, Bundle
 from ros_vdd.errors import EngineError, suggest
@@ -118,7 +118,7 @@ def open_built(bundle: Bundle, built: bytes, precision: str = FP32) -> TensorRtE
     trt = library()
     said, device = logger(trt), CudaDevice()
     try:
-        runtime = trt.Runtime(said)
+        runtime = started(trt, "Runtime", said)
         engine = runtime.deserialize_cuda_engine(built)  # engine_host_code_allowed stays off
         if engine is None:
             raise EngineError(f"{title(trt)} refuses the engine: {reasons(said)}")

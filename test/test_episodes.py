@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import toy
 from ros_vdd.config import to_plain
+from ros_vdd.data.bag_export import BagExport
 from ros_vdd.data.episodes import LEFT_OUT, EpisodeStore, EpisodeWriter
 from ros_vdd.errors import DataError
 from ros_vdd.streams.spec import robot_from_mapping
@@ -72,6 +74,18 @@ def test_a_writer_that_dies_leaves_no_half_episode(writer, arrays, monkeypatch):
         writer.add(arrays, {})
     assert len(EpisodeStore(writer.root)) == 1
     assert EpisodeWriter(writer.root, toy.SEEING).add(arrays, {}) == "episode_000001"
+
+
+@pytest.mark.parametrize("output", [EpisodeWriter, BagExport])
+def test_a_writer_that_dies_over_the_description_leaves_a_folder_to_begin_in(output, tmp_path, monkeypatch):
+    def write_half(path, text, **options):
+        path.write_bytes(text.encode()[:50])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", write_half)
+        output(tmp_path / "out", toy.SEEING)
+    assert list(output(tmp_path / "out", toy.SEEING).metas()) == []
 
 
 def test_a_store_of_another_robot_is_not_added_to(writer):

@@ -355,6 +355,13 @@ def test_after_the_last_command_nothing_is_recorded(tmp_path, policy):
     assert known.tolist() == [True] * 3 + [False] * 5
 
 
+def test_actions_whose_clock_goes_back_are_refused_and_never_left_out_of_the_error(tmp_path, policy):
+    events = [cameras(range(20)), arm(range(0, 2000, 10)), commands(range(50, 1000, 100))]
+    again = [("/command", START + (1000 + k * 100) * MS, trajectory(SECOND + k * DT, JOINTS)) for k in range(10)]
+    with pytest.raises(DataError, match="action: its clock goes back by seconds within the recording"):
+        play(bag_of(tmp_path / "bag", *events, again), policy, by_header(policy))
+
+
 def test_the_settings_of_the_executor_are_those_of_its_node():
     tree = ast.parse(Path(nodes.__path__[0], "chunk_executor_node.py").read_text())
     calls = [c for c in ast.walk(tree) if isinstance(c, ast.Call) and getattr(c.func, "id", "") == "Parameter"]

@@ -8,6 +8,7 @@ commands lies beside the bags and inside them; converting with it gives equal ar
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -72,7 +73,8 @@ class BagExport:
             raise DataError(f"'{self.root}' exists and holds no bags of ours; choose another --out")
         else:
             self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / ROBOT).write_text(dump_yaml(self._exported), encoding="utf-8")
+            (self.root / f".{ROBOT}").write_text(dump_yaml(self._exported), encoding="utf-8")
+            os.replace(self.root / f".{ROBOT}", self.root / ROBOT)  # never half of it
         for partial in self.root.glob(f"episode_*{PARTIAL}"):
             shutil.rmtree(partial)  # left by a writer that died; its episode is written again
         numbers = [int(p.name[8:]) for p in self._bags()]

@@ -170,7 +170,8 @@ class EpisodeWriter:
         else:
             self.root.mkdir(parents=True, exist_ok=True)
             text = dump_yaml({"format": FORMAT, "robot": robot})
-            (self.root / "store.yaml").write_text(text, encoding="utf-8")
+            (self.root / ".store.yaml").write_text(text, encoding="utf-8")
+            os.replace(self.root / ".store.yaml", self.root / "store.yaml")  # never half of it
         folders = [*self.root.glob("episode_*"), *self._left_out()]
         numbers = [int(p.name[8:]) for p in folders if p.name[8:].isdigit()]
         self._next = max(numbers, default=-1) + 1

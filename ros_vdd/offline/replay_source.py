@@ -96,13 +96,18 @@ class ReplaySource:
             progress: anything with `update()`, called once a message.
 
         Raises:
-            DataError: while reading, for a damaged bag; at the end, when no action or no message of a stream was there.
+            DataError: while reading, for a damaged bag; at the end, when no action was there or their clock goes back.
         """
         events = self._read(progress)
         yield from _by_stamp(events) if lock_step else events
         if why := self._action.why_empty():
             told = f"'{self.bag.path}', action (topic '{self._action.topic}'): {why}"
             raise DataError(f"{told}; a replay compares with recorded actions")
+        if self._action.buffer.resets:
+            raise DataError(
+                f"'{self.bag.path}', action: its clock goes back by seconds within the recording, so that the actions before it are no "
+                "longer known; cut the bag there, or write stamp: receive for its source in the robot file"
+            )
 
     def recorded(self, stamp: int, steps: int) -> np.ndarray:
         """Return the actions `(steps, A)` that were in force after a tick, NaN where there is none.

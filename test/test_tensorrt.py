@@ -155,6 +155,15 @@ def test_without_tensorrt_the_packages_are_named(monkeypatch, tiny):
         backends.load(tiny, "tensorrt:fp16")
 
 
+@pytest.mark.parametrize("kind", ["ImportError", "OSError"])
+def test_a_tensorrt_that_misses_a_shared_library_says_which(kind, monkeypatch, tmp_path):
+    (tmp_path / "half_tensorrt.py").write_text(f"raise {kind}('libnvinfer.so.10: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(_trt_library, "LIBRARIES", {"half_tensorrt": (1, 0), "no_such_rtx": (1, 0)})
+    with pytest.raises(EngineError, match=r"half_tensorrt can't be loaded: libnvinfer\.so\.10: cannot open .*pip install"):
+        _trt_library.library()
+
+
 @builds
 def test_an_old_tensorrt_is_refused(monkeypatch):
     monkeypatch.setattr(_trt_library, "LIBRARIES", {"tensorrt_rtx": (99, 0)})

@@ -24,17 +24,23 @@ def library() -> ModuleType:
     """Return the installed TensorRT, the standard one where both are.
 
     Raises:
-        EngineError: none is installed, or it is too old.
+        EngineError: none is installed, or it is too old, or can't be loaded.
     """
+    broken = []
     for name, oldest in LIBRARIES.items():
         try:
             found = importlib.import_module(name)
-        except ImportError:
+        except ModuleNotFoundError:
+            continue
+        except (ImportError, OSError) as error:  # one of its shared libraries is missing
+            broken.append(f"{name} can't be loaded: {error}")
             continue
         if version(found) < oldest:
             told = ".".join(map(str, oldest))
             raise EngineError(f"{title(found)} is installed; {told} or newer is needed. {EXTRAS}")
         return found
+    if broken:
+        raise EngineError(f"{'; '.join(broken)}. {EXTRAS}")
     raise EngineError(f"neither {' nor '.join(LIBRARIES)} is installed; {EXTRAS}")
 
 

@@ -97,6 +97,16 @@ def test_pictures_of_the_policy_s_size_are_taken_as_they_are(root):
     np.testing.assert_array_equal(arrays["images.top"], pictures(LENGTHS[0]))
 
 
+@pytest.mark.parametrize("encoding", ["mono8", "rgb8"])
+def test_a_grey_camera_s_pictures_are_grey_whatever_the_data_set_holds(encoding, root):
+    camera = {**to_plain(toy.SEEING)["cameras"]["top"], "encoding": encoding}
+    (arrays, _), *_ = read(root, robot=robot_with(cameras={"top": camera}))
+    red, green, blue = np.moveaxis(arrays["images.top"].astype(int), -1, 0)
+    assert (np.array_equal(red, green) and np.array_equal(green, blue)) == (encoding == "mono8")
+    luma = pictures(LENGTHS[0]) @ [0.299, 0.587, 0.114]  # ITU-R BT.601
+    assert (np.abs(red - luma).max() <= 1) == (encoding == "mono8")
+
+
 def test_pictures_of_another_size_are_refused(root):
     camera = {**to_plain(toy.SEEING)["cameras"]["top"], "width": 32, "height": 24}
     with pytest.raises(DataError, match="feature 'observation.images.top': .*16x16 pixels, the robot file says 32x24"):

@@ -12,8 +12,10 @@ import pytest
 pytest.importorskip("zarr", reason="replay buffers need zarr")
 
 import toy  # noqa: E402
+from ros_vdd.config import to_plain  # noqa: E402
 from ros_vdd.data.replay_buffer import episodes_from_replay_buffer, is_replay_buffer  # noqa: E402
 from ros_vdd.errors import DataError  # noqa: E402
+from ros_vdd.streams.spec import robot_from_mapping  # noqa: E402
 
 ENDS = np.array([4, 9, 10], dtype=np.int64)
 CHUNK = 3  # frames, so that episodes begin inside chunks
@@ -93,6 +95,14 @@ def test_what_isnt_mapped_whole_is_kept_as_extra(root):
     episode, _ = read(root)[1]
     assert {k for k in episode if k.startswith("extra.")} == {"extra.state"}
     assert episode["extra.state"].shape == (5, 5)
+
+
+def test_a_grey_camera_s_pictures_are_grey_whatever_the_buffer_holds(root):
+    plain = to_plain(toy.SEEING)
+    camera = {**plain["cameras"]["top"], "encoding": "mono8"}
+    found = read(root, robot=robot_from_mapping({**plain, "cameras": {"top": camera}}))[0][0]["images.top"]
+    coloured = read(root)[0][0]["images.top"]
+    assert (found == found[..., :1]).all() and np.abs(found[..., 0] - coloured @ [0.299, 0.587, 0.114]).max() <= 1
 
 
 def test_an_only_camera_is_found_as_img(root):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ros_vdd.errors import DataError, StreamError
 from ros_vdd.streams.compressed import decode_compressed
-from ros_vdd.streams.image_codec import decode_image
+from ros_vdd.streams.image_codec import as_sent, decode_image
 from ros_vdd.streams.spec import CameraSpec
 
 
@@ -40,6 +40,7 @@ def policy_view(frame: np.ndarray, camera: CameraSpec, as_is: bool, where: str) 
     Raises:
         DataError: the picture has neither the camera's size nor the policy's.
     """
+    frame = as_sent(frame, camera)
     rows, columns = frame.shape[:2]
     if frame.shape == camera.output_shape and (as_is or (rows, columns) != (camera.height, camera.width)):
         return frame

@@ -16,7 +16,8 @@ import numpy as np
 
 from ros_vdd.data.goals import encode_goals
 from ros_vdd.errors import DataError, suggest
-from ros_vdd.streams.spec import RobotSpec
+from ros_vdd.streams.image_codec import as_sent
+from ros_vdd.streams.spec import CameraSpec, RobotSpec
 
 _SELECTION = re.compile(r"(\w+)(?:\[(\d+):(\d+)\])?")
 
@@ -48,6 +49,7 @@ def episodes_from_replay_buffer(
     for index, end in enumerate(int(e) for e in ends):
         frames = slice(start, end)
         episode = {ours: _convert(ours, _read(arrays, a, frames, path), columns) for ours, (a, columns) in selections.items()}
+        episode |= {f"images.{n}": np.stack([as_sent(p, c) for p in episode[f"images.{n}"]]) for n, c in _grey(robot).items()}
         if robot.goal:
             episode["goal"] = encode_goals(episode["goal"], robot.goal)
         whole = {a for a, columns in selections.values() if columns is None}
@@ -57,6 +59,10 @@ def episodes_from_replay_buffer(
         meta = {"source": path.name, "source_format": "replay_buffer", "episode": index, "mapped": sorted(used), "warnings": warnings}
         yield episode, meta
         start = end
+
+
+def _grey(robot: RobotSpec) -> dict[str, CameraSpec]:
+    return {name: camera for name, camera in robot.cameras.items() if camera.encoding == "mono8"}
 
 
 def _extras(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -51,6 +51,13 @@ def decode_image(msg: Any, spec: CameraSpec) -> np.ndarray:
     return _to_rgb(_resized(_cropped(pixels, spec), spec), encoding)
 
 
+def as_sent(picture: np.ndarray, spec: CameraSpec) -> np.ndarray:
+    """Return a picture (H, W, 3) RGB of another source as this camera would have sent it: of a mono8 one it is grey."""
+    if spec.encoding != "mono8" or spec.type != "sensor_msgs/msg/Image":
+        return picture
+    return cv2.cvtColor(cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
 def encode_image(msg: Any, image: np.ndarray, encoding: str = "rgb8") -> None:
     """Fill an Image message, all but its header.
 

@@ -95,7 +95,8 @@ def write_raw(path: Path, topics, messages) -> Path:
         writer.start(profile="ros2")
         channels = {}
         for topic, (type_name, definition) in topics.items():
-            channels[topic] = writer.register_channel(topic, "cdr", writer.register_schema(type_name, "ros2msg", definition.encode()))
+            schema = writer.register_schema(type_name, "ros2msg", definition.encode())
+            channels[topic] = writer.register_channel(topic, "cdr", schema)
         for topic, log_time_ns, data in messages:
             writer.add_message(channels[topic], log_time_ns, data, log_time_ns)
         writer.finish()

@@ -98,7 +98,8 @@ class Bag:
         """Return the function that decodes a topic's messages.
 
         Raises:
-            DataError: an unknown topic, several types or versions of one on it, a type without definition, or messages not in CDR.
+            DataError: an unknown topic, several types or versions of one on it, a type without definition, or messages
+                not in CDR.
         """
         if topic not in self._channels:
             raise DataError(f"'{self.path}' has no topic '{topic}'; {suggest(topic, self.topics)}")

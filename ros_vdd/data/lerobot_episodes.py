@@ -17,7 +17,7 @@ from ros_vdd.errors import DataError, suggest
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """Where one episode lies in one camera's video: from `start_s` on, until the next one in the file; `shared` with others or not."""
+    """Where one episode lies in one camera's video: from `start_s` until the next one; `shared` with others or not."""
 
     file: Path
     start_s: float

@@ -2,8 +2,8 @@
 """Diffusion Policy's replay buffer (zarr v2, or v3 where zarr 3 is installed: `data/NAME`, `meta/episode_ends`) as episodes.
 
 What each array means isn't in the file, so it is said: a map from our names to `ARRAY` or `ARRAY[FIRST:LAST]` (columns).
-Arrays that aren't mapped are kept as `extra.NAME`, in letters, digits and _. A "goal" has its G columns, or one with the task's number. The buffer holds no
-stamps; frames are `1 / rate_hz` apart by definition.
+Arrays that aren't mapped are kept as `extra.NAME`, in letters, digits and _. A "goal" has its G columns, or one with the task's
+number. The buffer holds no stamps; frames are `1 / rate_hz` apart by definition.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def episodes_from_replay_buffer(
         extras, warnings = _extras({name: _read(arrays, name, frames, path) for name in sorted(arrays.keys() - whole)})
         episode |= extras
         episode["stamp_ns"] = np.rint(np.arange(end - start) * (1e9 / robot.rate_hz)).astype(np.int64)
-        meta = {"source": path.name, "source_format": "replay_buffer", "episode": index, "mapped": sorted(used), "warnings": warnings}
-        yield episode, meta
+        meta = {"source": path.name, "source_format": "replay_buffer", "episode": index, "mapped": sorted(used)}
+        yield episode, {**meta, "warnings": warnings}
         start = end
 
 
@@ -102,7 +102,9 @@ def _open(path: Path):
         raise DataError(f"replay buffer '{path}' can't be read: {type(error).__name__}: {error}") from error
     lengths = {name: array.shape[0] for name, array in arrays.items()}
     if ends.ndim != 1 or (ends != said).any():
-        raise DataError(f"replay buffer '{path}': episode_ends is {said.dtype} {said.shape}; expected one whole number an episode")
+        raise DataError(
+            f"replay buffer '{path}': episode_ends is {said.dtype} {said.shape}; expected one whole number an episode"
+        )
     if len(ends) == 0 or (np.diff(ends, prepend=0) <= 0).any() or any(n != ends[-1] for n in lengths.values()):
         raise DataError(f"replay buffer '{path}': episode_ends (last {ends[-1:]}) and array lengths {lengths} disagree")
     for name, array in arrays.items():
@@ -121,8 +123,8 @@ def _require_chunks(folder: Path, array) -> None:
             first = index[0] * files[0]
             raise DataError(
                 f"replay buffer: '{folder.name}' lacks its chunk '{name}' (frames {first} to "
-                f"{min(first + files[0], array.shape[0]) - 1}); copy the folder again, or, where zarr 3 wrote it and left out what "
-                "is all zeros, write it with config={'write_empty_chunks': True}"
+                f"{min(first + files[0], array.shape[0]) - 1}); copy the folder again, or, where zarr 3 wrote it and left out "
+                "what is all zeros, write it with config={'write_empty_chunks': True}"
             )
 
 

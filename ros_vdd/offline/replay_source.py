@@ -105,8 +105,8 @@ class ReplaySource:
             raise DataError(f"{told}; a replay compares with recorded actions")
         if self._action.buffer.resets:
             raise DataError(
-                f"'{self.bag.path}', action: its clock goes back by seconds within the recording, so that the actions before it are no "
-                "longer known; cut the bag there, or write stamp: receive for its source in the robot file"
+                f"'{self.bag.path}', action: its clock goes back by seconds within the recording, so that the actions before it "
+                "are no longer known; cut the bag there, or write stamp: receive for its source in the robot file"
             )
 
     def recorded(self, stamp: int, steps: int) -> np.ndarray:

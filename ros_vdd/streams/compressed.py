@@ -44,8 +44,8 @@ def decode_compressed(data: bytes, width: int, height: int) -> np.ndarray:
         )
     if data.startswith(_PNG) and data[_PNG_DEPTH] > 8:
         raise StreamError(
-            f"PNG has {data[_PNG_DEPTH]} bits a channel, as depth images have; expected the 8 of a colour camera: more than half of "
-            "them would be lost"
+            f"PNG has {data[_PNG_DEPTH]} bits a channel, as depth images have; expected the 8 of a colour camera: half of them "
+            "would be lost"
         )
     if not _is_whole(data):
         raise StreamError(f"compressed image of {len(data)} bytes is cut off or damaged: its end is missing")

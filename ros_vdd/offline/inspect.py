@@ -51,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Find out what the path is and describe it; a policy may be named as shipped."""
     path = resources.find("models", args.path)
-    if args.full < 0:
-        raise ConfigError(f"--full {args.full}: expected 0 or more")
     if args.html:
         resources.require_file_place(args.html)
+    if args.full < 0:
+        raise ConfigError(f"--full {args.full}: expected 0 or more")
     if (path / MANIFEST).is_file() or (path / SUMS).is_file():
         told = _policy(path, args)
     elif (path / "store.yaml").is_file():

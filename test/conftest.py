@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import pathlib
 
@@ -14,8 +15,19 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-# A domain of this test run: two runs on one machine don't hear each other (101 is the last safe one on Linux).
-os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 101))
+# Two test runs on one machine don't hear each other (101 is the last safe domain on Linux).
+_DOMAINS = itertools.count(os.getpid())
+os.environ.setdefault("ROS_DOMAIN_ID", str(1 + next(_DOMAINS) % 101))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _domain():
+    """A ROS domain of its own for every file: a node that was killed leaves Fast DDS's shared memory behind, and those that come after
+    it in the same domain may miss what is sent to them."""
+    before = os.environ["ROS_DOMAIN_ID"]
+    os.environ["ROS_DOMAIN_ID"] = str(1 + next(_DOMAINS) % 101)
+    yield
+    os.environ["ROS_DOMAIN_ID"] = before
 
 
 def pytest_configure(config: pytest.Config) -> None:

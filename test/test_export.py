@@ -180,6 +180,28 @@ def test_a_policy_that_draws_inside_is_refused(monkeypatch):
         graphs.to_onnx(policy, {"state": np.zeros((1, 2, 2), np.float32)})
 
 
+@pytest.mark.parametrize("kind", ["mixture", "diffusion"])
+def test_what_pytorch_rounds_away_is_some_parts_of_float32(kind, exported):
+    """The toy's joints reach from -3 to 3 rad."""
+    assert 1e-9 < exporting.rounding(exported[kind], draws=5) < 1e-4
+
+
+@pytest.mark.parametrize("rounded, accepted", [(4e-4, True), (3e-4, False), (0.0, False)])
+def test_a_graph_may_be_three_times_as_far_off_as_pytorch_rounds(rounded, accepted, folder, monkeypatch):
+    monkeypatch.setattr(exporting, "parity", lambda bundle, draws: (1e-3, 1e-6))
+    monkeypatch.setattr(exporting, "rounding", lambda bundle, draws: rounded)
+    if accepted:
+        assert exporting.export(folder, draws=1).manifest.export["parity_max_abs"] == 1e-3
+    else:
+        with pytest.raises(EngineError, match="differs from PyTorch by 1.00e-03"):
+            exporting.export(folder, draws=1)
+
+
+def test_a_graph_that_is_close_is_not_held_against_float64(folder, monkeypatch):
+    monkeypatch.setattr(exporting, "rounding", lambda bundle, draws: pytest.fail("asked without need"))
+    exporting.export(folder, draws=1)
+
+
 def test_an_engine_on_the_cpu_has_the_threads_that_are_asked_for(exported):
     opened = backends.load(exported["mixture"]), backends.load(exported["mixture"], threads=3)
     opened += (backends.load_likelihood(exported["mixture"], threads=3),)

@@ -103,8 +103,8 @@ class TrainConfig:
 
     `policy` holds the fields of the policy's configuration, and its `kind` where the method trains several; `options` holds
     those of the method; `start` is a policy folder whose weights the run begins with, `encoder` one whose image encoders it
-    takes, or a file of published weights of a ResNet-18; `freeze_encoder` keeps those as they are. `collect`: the student plays, and the teacher tells it what to do where that
-    led (DAgger). `rollouts`: what a method plays that learns from what it earns.
+    takes, or a file of published weights of a ResNet-18; `freeze_encoder` keeps those as they are. `collect`: the student plays,
+    and the teacher tells it what to do where that led (DAgger). `rollouts`: what a method plays that learns from what it earns.
     """
 
     name: str

@@ -106,6 +106,18 @@ def test_half_precision_stays_near_full_precision(name, batches):
     assert losses["bf16"] != losses["fp32"], "bf16 was in use"
 
 
+@pytest.mark.parametrize("known", [{}, {"bf16": False}, {"bf16": True}, {"amx_bf16": True}])
+def test_auto_is_bf16_where_a_cpu_has_instructions_for_it(known, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    chosen = {name: compute.choose_precision(name, torch.device("cpu")) for name in ("fp32", "bf16", "auto")}
+    assert chosen == {"fp32": "fp32", "bf16": "bf16", "auto": "bf16" if any(known.values()) else "fp32"}
+
+
+def test_auto_is_fp32_where_torch_cant_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert compute.choose_precision("auto", torch.device("cpu")) == "fp32"
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_networks_have_the_same_loss_gradient_and_names(batches, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers takes longer to start than it saves

@@ -111,6 +111,21 @@ def test_another_device_may_continue_a_run(data, tmp_path):
         assert one == other
 
 
+@pytest.mark.parametrize("instructions, used", [({"avx512_bf16": True}, "bf16"), ({"avx2": True, "avx512_bf16": False}, "fp32")])
+def test_the_policy_tells_which_precision_auto_was(instructions, used, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    bundle = train(data, tmp_path / "policy", {"device": "cpu", "precision": "auto", "steps": 1})
+    assert bundle.manifest.provenance["precision"] == used
+    assert f"cpu, {used} ->" in capsys.readouterr().out
+
+
+def test_bf16_without_instructions_for_it_is_told(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    bundle = train(data, tmp_path / "policy", {"device": "cpu", "precision": "bf16", "steps": 1})
+    assert bundle.manifest.provenance["precision"] == "bf16", "what was asked for is done"
+    assert "this cpu has no instructions for it" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("dead, told", [(0.0, False), (0.4, False), (1.0, True), (1.6, True)])
 def test_dead_experts_are_warned_of_at_the_end(dead, told, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(em.Method, "validate", lambda self, batch, draws: {"loss": 1.0, "dead_experts": dead})

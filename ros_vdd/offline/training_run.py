@@ -24,7 +24,7 @@ from ros_vdd.policies import pretrained, transfer
 from ros_vdd.policies.policy import Policy
 from ros_vdd.resources import find
 from ros_vdd.training.collection import Collection, Experience, Practice
-from ros_vdd.training.compute import compile_networks
+from ros_vdd.training.compute import compile_networks, computes_bf16
 from ros_vdd.training.config import TrainConfig
 from ros_vdd.training.distributed import Group, join
 from ros_vdd.training.loop import Loop
@@ -80,10 +80,12 @@ class TrainingRun:
         loop = Loop(method, data, held, self.config.loop, self.config.seed, state, self._identity(), group, experience)
         began = time.monotonic()
         trained = sum(p.numel() for p in loop.trained)
-        sizes = f"{trained:,} trained parameters, {len(data):,} samples, {_described(group)}"
+        sizes = f"{trained:,} trained parameters, {len(data):,} samples, {_described(group)}, {loop.precision}"
         self._say(f"{self.config.method}: {sizes} -> {self.out}")
         if getattr(self.options, "warm_start", False) and teacher is not None and not policy.resembles(teacher):
             self._say("begins at random numbers: 'options.warm_start' is true, but the teacher's network is of another kind or size")
+        if loop.precision == "bf16" and not computes_bf16(group.device):
+            self._say(f"'loop.precision' is bf16, and this {group.device.type} has no instructions for it: fp32, or auto, is many times faster")
         if held is None:
             self._say(f"no validation: of {len(self.store)} episodes, 'validation_fraction' {self.config.validation_fraction:g} holds out none")
         loop.run(self.progress)
@@ -225,6 +227,7 @@ class TrainingRun:
             "training_cpu_seconds": round(loop.cpu_seconds, 1),
             "processes": loop.group.world,
             "device": loop.group.device.type,
+            "precision": loop.precision,
             "ros_vdd": __version__,
             "torch": str(torch.__version__),
             "validation": {k: round(v, 6) for k, v in loop.last_validation.items()},

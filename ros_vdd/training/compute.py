@@ -57,6 +57,21 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether a device has instructions for bf16; without them a CPU takes many times as long as in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # of a torch that can't tell: none
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return `fp32` or `bf16`: as named, or for `auto` the second where the device has instructions for it."""
+    if name != "auto":
+        return name
+    return "bf16" if computes_bf16(device) else "fp32"
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context of a forward pass in `fp32` (as it is) or `bf16` (where torch holds that to be safe)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

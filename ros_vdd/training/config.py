@@ -14,7 +14,8 @@ from ros_vdd.errors import ConfigError
 class LoopConfig:
     """The training loop; `learning_rate` warms up linearly, then falls to `final_learning_rate` along a cosine.
 
-    `batch_size` counts the rows of all processes together. `device` and `compile` say where and how it is computed, not what.
+    `batch_size` counts the rows of all processes together. `device`, `precision` and `compile` say where and how it is computed, not
+    what; `precision: auto` is bf16 where the device has instructions for it, else fp32.
     """
 
     steps: int = 10_000
@@ -26,7 +27,7 @@ class LoopConfig:
     clip_norm: float = 1.0
     ema: float = 0.999
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     compile: bool = False
     log_every: int = 100
     validate_every: int = 2_000

@@ -20,7 +20,7 @@ from ros_vdd.errors import RosVddError
 from ros_vdd.methods import Method
 from ros_vdd.training import checkpoint
 from ros_vdd.training.collection import Experience
-from ros_vdd.training.compute import Data, Placed, autocast
+from ros_vdd.training.compute import Data, Placed, autocast, choose_precision
 from ros_vdd.training.config import LoopConfig
 from ros_vdd.training.distributed import Group
 from ros_vdd.training.logs import Logs
@@ -58,6 +58,7 @@ class Loop:
         self.method, self.policy, self.config, self.group, self.experience = method, method.policy, config, group, experience
         self.data = Placed(data, group.device)
         self.validation = None if validation is None else Placed(validation, group.device)
+        self.precision = choose_precision(config.precision, group.device)
         self.seed, self.folder, self.run_name = seed, folder, run
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -110,7 +111,7 @@ class Loop:
         self.policy.train()
         progress = step / self.config.steps
         beside = self.method.before(batch, draws, progress) if hasattr(self.method, "before") else {}
-        with autocast(self.group.device, self.config.precision):
+        with autocast(self.group.device, self.precision):
             loss, figures = self._loss(batch, draws, progress)
         figures = self.group.mean({**figures, **beside})
         self._require_finite(step, "loss", figures["loss"])

@@ -346,7 +346,7 @@ class Rig:
         wrong = self._ill_formed(stamp_s, positions, velocities) or self._jump(stamp_s, positions[0], velocities[0])
         self._set = self._set and stale
         if wrong:
-            since_s = stamp_s - self._before[0] if self._before else 0.0
+            since_s = stamp_s - self._before[0] if self._before else float("nan")
             rested = "after rest" if self.arm.rests(stamp_s) else "in motion"
             self.jumps.append(f"command {len(self.commands)}, {since_s:.3f} s after the one before, {rested}: {wrong}")
         self._before, self.heard = (stamp_s, velocities[0]), self.heard + 1
@@ -369,14 +369,16 @@ class Rig:
             return "too fast"
         if np.abs(np.diff(velocities, axis=0)).max(initial=0.0) > STEEPEST * PERIOD_S + ROUNDING:
             return "too steep within"
-        before_s, before = self._before or (stamp_s, 0 * velocities[0])
+        if self._before is None:  # the first that was heard needn't be the first that was sent
+            return ""
+        before_s, before = self._before
         goes_on = np.abs(velocities[0] - before).max() <= STEEPEST * (max(stamp_s - before_s, 0.0) + PERIOD_S) + ROUNDING
         begins = np.abs(velocities[0]).max() <= STEEPEST * PERIOD_S + ROUNDING
         return "" if goes_on or begins else "a step in velocity"
 
     def _jump(self, stamp_s: float, position: np.ndarray, velocity: np.ndarray) -> str:
         """Return why the arm, which follows the command before, couldn't follow this one; "" where it can."""
-        if time.monotonic() < self._unsure_s:
+        if time.monotonic() < self._unsure_s or self._before is None:
             return ""
         self.judged += 1
         away = np.abs(position - self.arm.at(stamp_s + PERIOD_S)).max()

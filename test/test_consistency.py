@@ -16,7 +16,7 @@ from ros_vdd.config import build  # noqa: E402
 from ros_vdd.data.dataset import Windows  # noqa: E402
 from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
-from ros_vdd.methods import consistency  # noqa: E402
+from ros_vdd.methods import consistency, lcm  # noqa: E402
 from ros_vdd.methods._target import measured  # noqa: E402
 
 MEAN, VARIANCE = 0.3, 0.04
@@ -83,6 +83,30 @@ def test_at_the_trajectories_of_a_gaussian_the_loss_and_its_gradient_vanish(batc
 def test_the_label_errs_by_the_third_power_of_the_step():
     """Heun's rule in one step; four times less for Euler's."""
     assert label_error(consistency, 41, 0.5) / label_error(consistency, 81, 0.5) == pytest.approx(8, rel=0.3)
+
+
+def test_compared_levels_come_half_as_near_in_equal_spans():
+    method = made(options={"doublings": 2}, grid=8)
+    assert [method.stride(p) for p in (0.0, 0.33, 0.34, 0.66, 0.67, 0.99, 1.0)] == [4, 4, 2, 2, 1, 1, 1]
+    assert {made(grid=8).stride(p) for p in (0.0, 0.5, 1.0)} == {1}
+    lcm_method = made(lcm, {"doublings": 1, "skip": 2}, grid=8)
+    assert [lcm_method.stride(p) for p in (0.0, 0.49, 0.5, 1.0)] == [4, 4, 2, 2]
+
+
+def test_levels_twice_as_far_apart_err_as_a_grid_of_half_as_many():
+    """A grid of 21 levels is every other one of 41; doubled at the start, single at the end."""
+    method, x = exact(options={"doublings": 1}, grid=41), torch.linspace(-3, 3, 16)[:, None].expand(16, 8)
+    coarse, index = exact(grid=21), torch.full((16,), 10)
+    _, first = method.label(x, 2 * index, None, None, 0.0)
+    torch.testing.assert_close(first, coarse.label(x, index, None, None)[1])
+    _, last = method.label(x, 2 * index, None, None, 1.0)
+    torch.testing.assert_close(last, exact(grid=41).label(x, 2 * index, None, None)[1])
+
+
+@pytest.mark.parametrize("module, options", [(consistency, {"doublings": 2}), (lcm, {"doublings": 1, "skip": 2})])
+def test_doublings_that_lead_past_the_grid_are_refused(module, options):
+    with pytest.raises(ConfigError, match="levels 4 apart.*expected fewer doublings"):
+        made(module, options, grid=4)
 
 
 def test_a_teacher_that_always_says_the_same_has_straight_trajectories(batch):

@@ -360,3 +360,13 @@ def test_a_student_that_doesnt_renoise_is_refused():
     policy.config = type(policy.config)(**{**vars(policy.config), "walk": "euler"})
     with pytest.raises(ConfigError, match="'policy.walk' is 'euler'; DMD2 trains a student that walks by 'renoise'"):
         dmd2.Method(dmd2.Options(), policy, toy.network("diffusion"))
+
+
+def test_the_discriminator_begins_by_the_seed():
+    policy = toy.network("few_step")
+
+    def first(seed):
+        torch.manual_seed(seed)
+        return dmd2.Discriminator(policy).network.enter.weight
+
+    assert torch.equal(first(1), first(1)) and not torch.equal(first(1), first(2))

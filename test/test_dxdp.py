@@ -268,3 +268,13 @@ def test_a_student_that_cannot_be_trained_so_is_refused():
         method(toy.network("few_step"))
     with pytest.raises(ConfigError, match="'freeze_encoder' is false; dxdp"):
         method(toy.network("few_step", toy.SEEING, walk="posterior"))
+
+
+def test_q_begins_by_the_seed():
+    policy = toy.network("few_step", walk="posterior", sampler=SAMPLER)
+
+    def first(seed):
+        torch.manual_seed(seed)
+        return method(policy).returns.critics[0].enter.weight
+
+    assert torch.equal(first(1), first(1)) and not torch.equal(first(1), first(2))

@@ -266,3 +266,38 @@ def test_options_without_meaning_are_refused(wrong):
 def test_a_walk_without_meaning_is_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
         build(FewStepConfig, {"walk": "posterior", **wrong})
+
+
+def moved(trust: float, batch, steps: int = 60) -> float:
+    """Return how far the estimates of a student went from where it began, whose energy pulls all numbers to 0.7."""
+    made = method(trust=trust, tau_entropy=0.0, tau_velocity=0.0)
+    made.prepare(None, Draws(0))
+    made.program.value = lambda x, step, context, mask: (x - 0.7).square().mean(dim=1)
+    began = made.policy.denoiser.state_dict()
+    began = {name: value.clone() for name, value in began.items()}
+    optimizer = torch.optim.Adam(made.policy.denoiser.parameters(), 3e-3)
+    context, mask = made.policy.context(batch), torch.ones(ROWS, SIZE)
+    for step in range(steps):
+        optimizer.zero_grad()
+        made.program.step_loss(made.program.walk(context, mask, Draws(step)), Draws(1000 + step), made.tether).backward()
+        optimizer.step()
+    x, level = torch.linspace(-1, 1, ROWS)[:, None].expand(ROWS, SIZE), torch.full((ROWS,), made.program.levels[1])
+    with torch.no_grad():
+        ends = made.policy.denoiser(x, level, context)
+        made.policy.denoiser.load_state_dict(began)
+        return (ends - made.policy.denoiser(x, level, context)).square().mean().sqrt().item()
+
+
+def test_trust_holds_the_student_where_it_began(batch):
+    free, held = moved(0.0, batch), moved(100.0, batch)
+    assert free > 0.1 and held < 0.2 * free
+
+
+def test_without_trust_nothing_is_kept_beside_the_student():
+    assert set(method().companions) == {"velocity"} and set(method(trust=1.0).companions) == {"velocity", "anchor"}
+
+
+@pytest.mark.parametrize("trust", [-0.1, float("nan"), float("inf")])
+def test_a_trust_without_meaning_is_refused(trust):
+    with pytest.raises(ConfigError, match="'trust' is"):
+        dxmi.Options(trust=trust)

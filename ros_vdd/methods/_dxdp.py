@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ros_vdd.diffusion.draws import Draws
+from ros_vdd.diffusion.sampling import reflected
 from ros_vdd.diffusion.walks import boxed, posterior_mean
 from ros_vdd.errors import ConfigError
 from ros_vdd.networks.critic import Critic
@@ -182,6 +183,17 @@ class DynamicProgram:
             log_sigma = self.policy.bounded(self.policy.log_sigma)
             total = total + self.cost(walked.states[t], walked.states[t + 1], index, walked.mask, log_sigma)
         return total
+
+
+def tether_to(anchor: nn.Module, trust: float, bound: float | None) -> Tether:
+    """Return the cost of leaving an anchor, a frozen denoiser: trust ||D(x_t) - D_0(x_t)||^2 / D, its estimate cut to the bound."""
+
+    def cost(clean: Tensor, x: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        with torch.no_grad():
+            begun = reflected(anchor(x, level, context), bound)
+        return trust * (clean - begun).square().mean(dim=1)
+
+    return cost
 
 
 def ending_in(energy: Callable[[Tensor, Tensor, Tensor], Tensor], critic: Critic) -> Value:

@@ -4,9 +4,12 @@
     x' = one Heun step of the teacher from x_t to t'        t' the next lower level of the grid
     L  = E d(f(x_t; t, s), sg[f-(x'; t', s)])               f- = decay f- + (1 - decay) f, after each step
 
-f(x; sigma_min) = x holds whatever the network says, so the labels are anchored at the lowest level and spread upwards from there.
-The target's average is another than the one that is deployed (`loop.ema`). Source: Song et al. 2023 (consistency models, arXiv
-2303.01469), algorithm 2.
+f(x; sigma_min) = x holds whatever the network says, so the labels are anchored at the lowest level and spread upwards from there,
+an error with each hop. With `doublings` the two levels begin further apart and come nearer during the training: the labels reach the
+top in few hops first, and become exact afterwards. The target's average is another than the one that is deployed (`loop.ema`).
+
+Source: Song et al. 2023 (consistency models, arXiv 2303.01469), algorithm 2; Song & Dhariwal 2024 (arXiv 2310.14189), section 3.4,
+for levels whose number doubles in equal spans of the training.
 """
 
 from __future__ import annotations
@@ -32,10 +35,12 @@ NEEDS_TEACHER = True
 class Options:
     """What student and label are compared by.
 
+    `doublings`: the compared levels begin 2^doublings times as far apart, and come half as near in as many equal spans.
     `target_decay`: of the target's average. `distance`: of the student from its label. `states`: where the noised chunks
     come from. `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`.
     """
 
+    doublings: int = 0
     target_decay: float = 0.95
     distance: Distance = "l2"
     states: Shares = field(default_factory=Shares)
@@ -44,12 +49,14 @@ class Options:
     def __post_init__(self):
         if not 0 <= self.target_decay < 1:
             raise ConfigError(f"'target_decay' is {self.target_decay}; expected 0 (the last step's student) up to below 1")
+        if self.doublings < 0:
+            raise ConfigError(f"'doublings' is {self.doublings}; expected 0 (the levels stay as near as they end) or more")
 
 
 class Method(TargetMethod):
     """Consistency distillation of a student that renoises."""
 
-    stride = 1  # levels of the grid between the two that are compared
+    skip = 1  # levels of the grid between the two that are compared in the end
 
     def __init__(self, options: Options, policy: FewStepPolicy, teacher: DiffusionPolicy):
         config = policy.config
@@ -60,6 +67,11 @@ class Method(TargetMethod):
             )
         if config.grid < 2:
             raise ConfigError(f"'policy.grid' is {config.grid}; expected at least 2 levels, which are compared")
+        if self.skip << options.doublings >= config.grid:
+            raise ConfigError(
+                f"'options.doublings' is {options.doublings}, 'policy.grid' {config.grid}: levels {self.skip << options.doublings} apart "
+                "would be compared, so every step of the teacher would go to the end; expected fewer doublings"
+            )
         super().__init__(options, policy, teacher)
 
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
@@ -67,7 +79,7 @@ class Method(TargetMethod):
         clean, mask = self.policy.targets(batch)
         index = self.drawn(len(clean), draws)
         states = self.source.draw(batch, index, clean, draws, progress)
-        sigma, label = self.label(states.x, states.index, states.context, states.teacher_context)
+        sigma, label = self.label(states.x, states.index, states.context, states.teacher_context, progress)
         error = self.policy.denoiser(states.x, sigma, states.context) - label
         loss, rows = measured(self.options.distance, error, mask, draws)
         return loss, {"loss": loss.item(), **self.source.figures(states, rows)}
@@ -76,14 +88,21 @@ class Method(TargetMethod):
         """Return which levels of the grid to train at, `(count,)`."""
         return draws.integers(self.policy.config.grid - 1, (count,))
 
+    def stride(self, progress: float) -> int:
+        """Return how many levels of the grid lie between the two that are compared, at 0 to 1 of the training."""
+        done = int(progress * (self.options.doublings + 1))
+        return self.skip << max(self.options.doublings - done, 0)
+
     @torch.no_grad()
-    def label(self, x: Tensor, index: Tensor, context: Tensor, teacher_context: Tensor) -> tuple[Tensor, Tensor]:
+    def label(
+        self, x: Tensor, index: Tensor, context: Tensor, teacher_context: Tensor, progress: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Return the levels `(B,)` of states x `(B, D)` at `index` of the grid, and where the target says that they end `(B, D)`.
 
         At the lowest level there is nothing below: the label of x is x, cut as the teacher's sampler says.
         """
         grid = torch.tensor(self.policy.grid[:-1], device=x.device)
-        now, then = grid[index], grid[(index + self.stride).clamp(max=len(grid) - 1)]
+        now, then = grid[index], grid[(index + self.stride(progress)).clamp(max=len(grid) - 1)]
         lower = self.step(x, now, then, teacher_context)
         with replayed(x.device):
             end = self.target.train(self.policy.training)(lower, then, context)

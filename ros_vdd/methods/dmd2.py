@@ -216,9 +216,7 @@ class Discriminator(nn.Module):
     def __init__(self, policy: FewStepPolicy, depth: int = 2):
         super().__init__()
         self.sigma_data = policy.config.sigma_data
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.network = DenoiserMLP(policy.chunk_size, policy.condition_size, policy.config.width, depth)
+        self.network = DenoiserMLP(policy.chunk_size, policy.condition_size, policy.config.width, depth)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
         """Map noised chunks `(B, D)`, levels `(B,)`, features `(B, O)` and mask `(B, D)` to `(B,)`; what is padded isn't seen."""

@@ -32,9 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from ros_vdd.diffusion.draws import Draws
-from ros_vdd.diffusion.sampling import reflected
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._dxdp import Costs, DynamicProgram, Walked, ending_in
+from ros_vdd.methods._dxdp import Costs, DynamicProgram, Walked, ending_in, tether_to
 from ros_vdd.methods._few_step import descend, follow, masked_mean
 from ros_vdd.methods._ring import Ring
 from ros_vdd.networks.critic import Critic
@@ -140,13 +139,12 @@ class Method:
             raise ConfigError("'policy.critic' is given, and dxdp doesn't train it; leave it out, or bring a trained one by 'start'")
         self.options, self.policy, self.teacher = options, policy, teacher
         sizes, device = options.critic, policy.action_normalizer.low.device
-        with torch.random.fork_rng([]):  # the same networks whatever was drawn before
-            torch.manual_seed(0)
-            self.returns = Returns(policy, sizes).to(device)
-            levels, sigma_data = policy.levels_walked, policy.config.sigma_data
-            self.averaged = deepcopy(self.returns).requires_grad_(False)
-            self.value = Critic(policy.chunk_size, policy.condition_size, levels, sizes.width, sizes.depth, sigma_data).to(device)
+        self.returns = Returns(policy, sizes).to(device)
+        self.averaged = deepcopy(self.returns).requires_grad_(False)
+        levels, sigma_data = policy.levels_walked, policy.config.sigma_data
+        self.value = Critic(policy.chunk_size, policy.condition_size, levels, sizes.width, sizes.depth, sigma_data).to(device)
         self.anchor = deepcopy(policy.denoiser).requires_grad_(False).eval()
+        self._tether = tether_to(self.anchor, options.trust, 1.0 if policy.config.sampler.clip else None)
         self.program = DynamicProgram(options, policy, ending_in(self.averaged.energy, self.value))
         self.ring, self.played = Ring(options.keep).to(device), Played().to(device)
         self.companions = {
@@ -276,11 +274,6 @@ class Method:
         with torch.no_grad():
             context, chunk = self.policy.context(batch), self.policy.from_chunk(batch["actions"])
         return {"context": context, "chunk": chunk, "earned": torch.zeros_like(chunk[:, 0])}
-
-    def _tether(self, clean: Tensor, x: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """Return the trust region's cost `(B,)` of clean estimates `(B, D)` of states x `(B, D)`."""
-        begun = reflected(self._begun(x, level, context), 1.0 if self.policy.config.sampler.clip else None)
-        return self.options.trust * (clean - begun).square().mean(dim=1)
 
     @torch.no_grad()
     def _begun(self, x: Tensor, level: Tensor, context: Tensor) -> Tensor:

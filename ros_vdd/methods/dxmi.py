@@ -8,21 +8,23 @@ At the optimum exp(-D E / tau) is the demonstrations' density, so E tells how st
 is flat where the student is right. Each o's normaliser cancels in the loss: energies of different observations can't be compared,
 only ranked among the policy's chunks at the same o. It is inverse reinforcement learning over denoising, not of the robot's task.
 
-Source: Yoon et al. 2024 (DxMI, arXiv 2407.00626), algorithm 1; `ros_vdd.methods._dxdp` says what differs.
+Source: Yoon et al. 2024 (DxMI, arXiv 2407.00626), algorithm 1; `ros_vdd.methods._dxdp` says what differs. Ours: `trust`, which adds
+trust ||D(x_t) - D_0(x_t)||^2 / D to what a step of the student makes small, D_0 the student at the start.
 """
 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ros_vdd.diffusion.draws import Draws
 from ros_vdd.errors import ConfigError
-from ros_vdd.methods._dxdp import Costs, DynamicProgram, Walked
-from ros_vdd.methods._few_step import descend, masked_mean
+from ros_vdd.methods._dxdp import Costs, DynamicProgram, Walked, tether_to
+from ros_vdd.methods._few_step import descend, follow, masked_mean
 from ros_vdd.policies.diffusion import DiffusionPolicy
 from ros_vdd.policies.few_step import FewStepPolicy
 
@@ -32,16 +34,20 @@ NEEDS_TEACHER = True
 
 @dataclass(frozen=True)
 class Options(Costs):
-    """Those of `Costs`. `gamma`: how much energies are held to 0. `warm_start`: begin as the teacher's network where the shapes
-    agree; false for a run with `start`."""
+    """Those of `Costs`. `gamma`: how much energies are held to 0. `trust`: weight of the distance from the student that the run
+    began with; 0, as published, lets it go anywhere. `warm_start`: begin as the teacher's network where the shapes agree; false
+    for a run with `start`."""
 
     gamma: float = 1.0
+    trust: float = 0.0
     warm_start: bool = True
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.gamma < math.inf:
             raise ConfigError(f"'gamma' is {self.gamma}; expected above 0, or energies have no bound")
+        if not 0 <= self.trust < math.inf:
+            raise ConfigError(f"'trust' is {self.trust}; expected at least 0, which trusts the energy everywhere")
 
 
 class Method:
@@ -52,15 +58,21 @@ class Method:
         self.options, self.policy, self.teacher = options, policy, teacher
         self.critic = policy.critic
         self.program = DynamicProgram(options, policy, policy.critic)
-        self.companions = {"velocity": self.program.velocity}
+        self.companions: dict[str, nn.Module] = {"velocity": self.program.velocity}
+        self.tether = None
+        if options.trust:
+            anchor = self.companions["anchor"] = deepcopy(policy.denoiser).requires_grad_(False).eval()
+            self.tether = tether_to(anchor, options.trust, 1.0 if policy.config.sampler.clip else None)
         critic = torch.optim.Adam(self.critic.parameters(), options.critic_learning_rate)
         self.optimizers = {"critic": critic, "sigma": self.program.sigma_optimizer}
         self._walked: Walked
 
     def prepare(self, data, draws: Draws) -> None:
-        """Begin as the teacher, where the networks agree."""
+        """Begin as the teacher, where the networks agree; the trust region is around that student."""
         if self.options.warm_start and self.teacher is not None:
             self.policy.warm_start(self.teacher)
+        if self.tether is not None:
+            follow(self.companions["anchor"], self.policy.denoiser, 0.0)
 
     def before(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> dict[str, float]:
         """Walk, and let energy and value learn from it; return their losses and mean energies."""
@@ -84,7 +96,7 @@ class Method:
         It rises while the energy learns to tell the student, so "loss" is the walks' squared distance from the recorded chunks;
         the objective is "step_loss".
         """
-        loss = self.program.step_loss(self._walked, draws)
+        loss = self.program.step_loss(self._walked, draws, self.tether)
         clean, mask = self.policy.targets(batch)
         distance = masked_mean((self._walked.states[-1] - clean).square(), mask, draws).item()
         return loss, {"loss": distance, "step_loss": loss.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}

@@ -46,13 +46,13 @@ class Method(consistency.Method):
     """Latent consistency distillation of a student that renoises."""
 
     def __init__(self, options: Options, policy: FewStepPolicy, teacher: DiffusionPolicy):
-        super().__init__(options, policy, teacher)
         if options.skip >= policy.config.grid:
             raise ConfigError(
                 f"'options.skip' is {options.skip}, 'policy.grid' {policy.config.grid}: every step of the teacher would "
                 "go to the end; expected fewer levels than the grid has"
             )
-        self.stride = options.skip
+        self.skip = options.skip
+        super().__init__(options, policy, teacher)
         if options.levels == "solver" and (off := [i for i in policy.stops if i % options.skip]):
             raise ConfigError(
                 f"'options.levels' is 'solver', 'options.skip' {options.skip}: a walk of 'policy.sampler.steps' "
@@ -64,7 +64,7 @@ class Method(consistency.Method):
         """Return which levels of the grid to train at, `(count,)`."""
         if self.options.levels == "grid":
             return super().drawn(count, draws)
-        return self.stride * draws.integers(-(-(self.policy.config.grid - 1) // self.stride), (count,))
+        return self.skip * draws.integers(-(-(self.policy.config.grid - 1) // self.skip), (count,))
 
     def step(self, x: Tensor, now: Tensor, then: Tensor, context: Tensor) -> Tensor:
         """Return states x `(B, D)` carried by the teacher from levels `now` to `then`, each `(B,)`."""

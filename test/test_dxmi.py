@@ -109,6 +109,20 @@ def test_costs_are_those_of_the_formula():
     assert cost.tolist() == pytest.approx([0.7 * 2.5 / (2 * 0.5) + 0.3 * 1.5, 0.7 * 2.5 / (2 * 2.0)])
 
 
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_the_last_free_steps_cost_nothing(free):
+    made = program(None, free_steps=free)
+    x, mask, index = torch.zeros(2, SIZE), torch.ones(2, SIZE), torch.tensor([0, 1])
+    cost = made.cost(x, x + 1, index, mask, torch.tensor([-1.5]))
+    assert (cost != 0).tolist() == [free < 2, free < 1]
+
+
+@pytest.mark.parametrize("free, words", [(3, "at most 'policy.sampler.steps' 2"), (-1, "expected 0")])
+def test_free_steps_that_there_arent_are_refused(free, words):
+    with pytest.raises(ConfigError, match=words):
+        program(None, free_steps=free)
+
+
 def test_the_mean_velocity_cost_is_half_its_temperature():
     """E ||dx||^2 / (2 s^2 D) = 1/2 where s^2 is the mean square itself."""
     states = torch.randn(3, 500, SIZE, generator=torch.Generator().manual_seed(0))

@@ -286,3 +286,13 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
 def test_loop_settings_without_meaning_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         LoopConfig(**wrong)
+
+
+def test_what_another_optimiser_trains_of_the_policy_is_averaged_too(configured, tmp_path):
+    """DxMI's critic and noise have rates of their own, and are shipped with the student."""
+    from safetensors.torch import load_file
+
+    bundle = train(configured("dxmi"), tmp_path / "policy")
+    written, state = load_file(str(bundle.file("weights.safetensors"))), load_file(str(checkpoint_of(tmp_path / "policy")))
+    for name in ("critic.leave.1.weight", "log_sigma"):
+        assert torch.equal(written[name], state[f"average.{name}"]) and not torch.equal(written[name], state[f"module.{name}"])

@@ -42,7 +42,7 @@ class Costs:
     """Temperatures and rates.
 
     `tau_entropy`, `tau_velocity`: of the two halves of c_t. Unequal ones let the noise of the first steps run away, up to
-    `policy.sigma_bound`. `look_ahead`: c_t counts in the value too. `time_cost`: weight of logistic(T/2 - t) - logistic(T/2 - t - 1),
+    `policy.sigma_bound`. `free_steps`: the last so many steps cost nothing. `look_ahead`: c_t counts in the value too. `time_cost`: weight of logistic(T/2 - t) - logistic(T/2 - t - 1),
     which slopes a flat value. `velocity_keep`: of the running mean, a step. `critic_updates`: sweeps of the critic for one step of
     the student, at `critic_learning_rate`, gradients clipped to `critic_clip_norm`. `sigma_learning_rate`: of ln sigma. The
     student's own rate is `loop.learning_rate`: keep it well below the critic's.
@@ -50,6 +50,7 @@ class Costs:
 
     tau_entropy: float = 0.1
     tau_velocity: float = 0.1
+    free_steps: int = 0
     look_ahead: bool = True
     time_cost: float = 0.0
     velocity_keep: float = 0.99
@@ -65,6 +66,8 @@ class Costs:
         for name in ("critic_learning_rate", "critic_clip_norm", "sigma_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}; expected above 0")
+        if self.free_steps < 0:
+            raise ConfigError(f"'free_steps' is {self.free_steps}; expected 0 (every step costs) or more")
         if not 0 <= self.velocity_keep <= 1 or self.critic_updates < 1:
             raise ConfigError(
                 f"'velocity_keep' is {self.velocity_keep}, 'critic_updates' {self.critic_updates}; expected 0 to 1, and at least 1"
@@ -106,6 +109,8 @@ class DynamicProgram:
         self.options, self.policy, self.value = options, policy, value
         self.levels = policy.levels_walked
         self.steps = len(self.levels) - 1
+        if options.free_steps > self.steps:
+            raise ConfigError(f"'free_steps' is {options.free_steps}; expected at most 'policy.sampler.steps' {self.steps}")
         self.velocity = Velocity(self.levels)
         policy.log_sigma.requires_grad_(False)
         self.sigma_optimizer = torch.optim.Adam([policy.log_sigma], options.sigma_learning_rate)
@@ -122,11 +127,12 @@ class DynamicProgram:
     def cost(self, x: Tensor, following: Tensor, index: Tensor, mask: Tensor, log_sigma: Tensor) -> Tensor:
         """Return c_t `(B,)` of the steps `index` `(B,)` from x to following `(B, D)`, for ln sigma `(T - 1,)`.
 
-        The last step has no sigma: that half is 0.
+        The last step has no sigma: that half is 0. The last `free_steps` cost nothing.
         """
         moved = ((following - x).square() * mask).sum(dim=1) / mask.sum(dim=1)
         entropy = torch.cat([log_sigma, log_sigma.new_zeros(1)])[index]
-        return self.options.tau_velocity * moved / (2 * self.velocity.squares[index]) - self.options.tau_entropy * entropy
+        cost = self.options.tau_velocity * moved / (2 * self.velocity.squares[index]) - self.options.tau_entropy * entropy
+        return torch.where(index < self.steps - self.options.free_steps, cost, 0.0)
 
     @torch.no_grad()
     def target(self, walked: Walked, t: int) -> Tensor:

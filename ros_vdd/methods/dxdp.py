@@ -85,7 +85,7 @@ class Options(Costs):
             raise ConfigError(f"'keep' is {self.keep}, 'candidates' {self.candidates}; expected at least 1, and at least 2")
         if not (0 <= self.trust < math.inf and 0 <= self.hold < math.inf):
             raise ConfigError(f"'trust' is {self.trust}, 'hold' {self.hold}; expected at least 0")
-        idle = [name for name in ("train_sigma", "tau_entropy", "tau_velocity", "time_cost") if getattr(self, name)]
+        idle = [name for name in ("train_sigma", "tau_entropy", "tau_velocity", "free_steps", "time_cost") if getattr(self, name)]
         if self.improve == "best" and idle:
             raise ConfigError(
                 f"'improve' is 'best', which moves chunks towards better ones and asks for no cost of a step; '{idle[0]}' "

@@ -78,9 +78,9 @@ def load(
     if metadata.get("sha256") != _sha256(tensors, " ".join(counts)):
         raise DataError(f"checkpoint '{path}' is damaged: its sha256 is not the recorded one; delete it to start over")
     module.load_state_dict(_below(tensors, "module."))
-    for name, value in _below(tensors, "average.").items():
-        if name in average:
-            average[name].copy_(value)
+    averaged = _below(tensors, "average.")
+    for name, value in average.items():
+        value.copy_(averaged[name] if name in averaged else tensors[f"module.{name}"])  # earlier versions averaged less
     for name, companion in companions.items():
         companion.load_state_dict(_below(tensors, f"companion.{name}."))
     _restore(optimizer, _below(tensors, "optimizer."))

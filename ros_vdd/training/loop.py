@@ -62,10 +62,10 @@ class Loop:
         self.seed, self.folder, self.run_name = seed, folder, run
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.average = self._weights()
         self._loss = method.loss
         companions = {**getattr(method, "companions", {}), **(experience.companions if experience else {})}
         self._beside = {"companions": companions, "optimizers": getattr(method, "optimizers", {})}
+        self.average = self._weights()
         for companion in self._beside["companions"].values():
             companion.to(group.device)
         self.cpu_seconds = 0.0
@@ -192,9 +192,11 @@ class Loop:
             raise RosVddError(f"step {step}: the {what} is {value}; lower loop.learning_rate, or look at {self.folder / 'train.csv'}")
 
     def _weights(self) -> dict[str, Tensor]:
-        """Return the start of the averaged weights; the first process alone keeps them."""
+        """Return the start of the averaged weights, of all that is trained of the policy; the first process alone keeps them."""
+        groups = (group for optimizer in self._beside["optimizers"].values() for group in optimizer.param_groups)
+        trained = {id(p) for p in self.trained} | {id(p) for group in groups for p in group["params"]}
         named = self.policy.named_parameters() if self.group.first else ()
-        return {k: v.detach().clone() for k, v in named if v.requires_grad}
+        return {k: v.detach().clone() for k, v in named if id(v) in trained}
 
     @torch.no_grad()
     def _average(self, step: int) -> None:

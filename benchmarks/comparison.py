@@ -75,6 +75,7 @@ def main(tasks: Mapping[str, Task], about: str, others: Mapping[str, Callable[[P
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each policy")
     parser.add_argument("--first", type=int, default=0, help="seed of the first training (default 0)")
     parser.add_argument("--data", help="episode store (default: the one that the configurations name)")
+    parser.add_argument("--teacher", help="a trained teacher for all trainings (default: each seed trains its own)")
     parser.add_argument("--only", nargs="*", help="names of runs; default all")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to every training's configuration")
     parser.add_argument("--no-timing", action="store_true", help="leave the times a chunk as they were")
@@ -93,7 +94,7 @@ def compare(task: Task, folder: Path, args: argparse.Namespace) -> str:
     for seed in range(args.first, args.first + args.seeds):
         for run in task.runs:
             if seed < run.seeds and (not args.only or run.name in args.only):
-                perform(task, run, seed, folder, args.data, args.set)
+                perform(task, run, seed, folder, args.data, args.set, args.teacher)
     if not args.no_timing:
         time_all(task, folder)
     rows = collect(task, folder)
@@ -102,23 +103,28 @@ def compare(task: Task, folder: Path, args: argparse.Namespace) -> str:
     return table(task, rows)
 
 
-def perform(task: Task, run: Run, seed: int, folder: Path, data: str | None, changes: Sequence[str] = ()) -> None:
-    """Train, export and score one policy, where that isn't done yet.
+def perform(
+    task: Task, run: Run, seed: int, folder: Path, data: str | None, changes: Sequence[str] = (), given: str | None = None
+) -> None:
+    """Train, export and score one policy, where that isn't done yet; of the run "teacher" a `given` one takes the place.
 
     A copy of a teacher whose graph is refused is scored in PyTorch.
     """
+    if given and run.name == "teacher":
+        return
+    teaches = given if given and run.teacher == "teacher" else folder / f"{run.teacher}_{seed}"
     place = folder / f"{run.name}_{seed}"
     scores = {choice: folder / f"{run.name}_{seed}.{choice}.json" for choice in run.choices}
     if (place / MANIFEST).exists() and all(file.exists() for file in scores.values()):
         return
     if not (place / GRAPH).exists():
         if run.steps:
-            resample(folder / f"{run.teacher}_{seed}", run.steps, place)
+            resample(teaches, run.steps, place)
         else:
             arguments = [run.config, f"seed={seed}", f"name={run.name}", *run.set, *changes]
             arguments += [f"start={folder / f'{run.start}_{seed}'}"] if run.start else []
             arguments += ["--data", data] if data else []
-            teacher = ["--teacher", folder / f"{run.teacher}_{seed}"] if run.teacher else []
+            teacher = ["--teacher", teaches] if run.teacher else []
             command("distill" if teacher else "train", *arguments, *teacher, "--out", place)
             command("export", place)
     for choice, file in scores.items():
@@ -128,7 +134,7 @@ def perform(task: Task, run: Run, seed: int, folder: Path, data: str | None, cha
             command("evaluate", place, "--env", task.env, "--episodes", task.episodes, "--seed", task.seed, *how, "--json", file)
 
 
-def resample(teacher: Path, steps: int, place: Path) -> None:
+def resample(teacher: Path | str, steps: int, place: Path) -> None:
     """Copy a teacher with another number of steps; a graph that is refused is told, and the copy stays without one.
 
     The parity check refuses PushT's of 1 and 2 steps, which differ from PyTorch by up to 1.9e-3 px.
@@ -164,10 +170,16 @@ def typed(*arguments) -> list[str]:
 
 
 def time_all(task: Task, folder: Path) -> None:
-    """Time every policy of the first seed that has a graph in turn, in one process."""
-    places = [folder / f"{run.name}_0" for run in task.runs if (folder / f"{run.name}_0" / GRAPH).exists()]
+    """Time one training of every policy that has a graph in turn, in one process."""
+    firsts = (next(iter(trainings(folder, run)), None) for run in task.runs)
+    places = [place for place in firsts if place and (place / GRAPH).exists()]
     if places:
         command("benchmark", *places, "--runs", 1000, "--json", folder / "timing.json")
+
+
+def trainings(folder: Path, run: Run) -> list[Path]:
+    """Return the policy folders of a run, one for each seed that is there."""
+    return sorted(place for place in folder.glob(f"{run.name}_[0-9]") if (place / MANIFEST).exists())
 
 
 def collect(task: Task, folder: Path) -> list[dict]:
@@ -182,17 +194,15 @@ def collect(task: Task, folder: Path) -> list[dict]:
             files = sorted(folder.glob(f"{run.name}_[0-9].{choice}.json"))
             if files:
                 scored = [json.loads(f.read_text(encoding="utf-8")) for f in files]
-                rows.append(row(run, choice, scored, folder, timing.get(f"{run.name}_0")))
+                places = trainings(folder, run)
+                rows.append(row(run, choice, scored, places, next((timing[p.name] for p in places if p.name in timing), None)))
     return rows
 
 
-def row(run: Run, choice: str, scored: list[dict], folder: Path, timing: dict | None) -> dict:
+def row(run: Run, choice: str, scored: list[dict], places: list[Path], timing: dict | None) -> dict:
     """Return the figures of a policy under a rule."""
-    manifest = yaml.safe_load((folder / f"{run.name}_0" / "policy.yaml").read_text(encoding="utf-8"))
-    spent = [
-        yaml.safe_load((folder / f"{run.name}_{s}" / "policy.yaml").read_text(encoding="utf-8"))["provenance"].get("training_cpu_seconds")
-        for s in range(len(scored))
-    ]
+    manifests = [yaml.safe_load((place / MANIFEST).read_text(encoding="utf-8")) for place in places]
+    manifest, spent = manifests[0], [one["provenance"].get("training_cpu_seconds") for one in manifests]
     made = {
         "policy": run.name,
         "backend": " and ".join(sorted({s["backend"] for s in scored})),

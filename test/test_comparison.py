@@ -107,3 +107,21 @@ def test_a_teacher_that_is_not_there_ends_the_comparison(script, folder):
     run = script.Run("nobody_1", teacher="nobody", steps=1)
     with pytest.raises(SystemExit, match="ros-vdd: .*nobody_0"):
         script.perform(task(script), run, 0, folder, None)
+
+
+def test_a_given_teacher_takes_the_place_of_each_seeds_own(script, folder, capsys):
+    other = (folder / "teacher_0").rename(folder / "given")
+    own, copy = script.Run("teacher", "avoiding_teacher"), task(script).runs[0]
+    for run in (own, copy):
+        script.perform(task(script), run, 3, folder, None, given=str(other))
+    assert not (folder / "teacher_3").exists() and (folder / "teacher_1_3" / bundle.GRAPH).exists()
+
+
+def test_trainings_of_any_seeds_are_in_the_table(script, folder):
+    """Of a comparison that began with --first 4 there is none of seed 0."""
+    (folder / "teacher_0").rename(folder / "teacher_4")
+    perform = task(script)
+    script.perform(perform, perform.runs[0], 4, folder, None)
+    script.time_all(perform, folder)
+    (row,) = script.collect(perform, folder)
+    assert row["seeds"] == 1 and row["latency_ms"] > 0

@@ -85,6 +85,27 @@ def test_the_label_errs_by_the_third_power_of_the_step():
     assert label_error(consistency, 41, 0.5) / label_error(consistency, 81, 0.5) == pytest.approx(8, rel=0.3)
 
 
+def test_weighted_levels_count_as_in_the_teachers_training(batch):
+    """On average over the grid by 1, by 1/s^2 + 1/sd^2 among each other; the figures of the sources stay plain."""
+    plain, weighted = (made(options={"weighting": name}, grid=8) for name in ("uniform", "edm"))
+    grid = torch.tensor(weighted.policy.grid[:-2])
+    weight = weighted.weight(grid)
+    assert plain.weight(grid) is None and weight.mean().item() == pytest.approx(1)
+    torch.testing.assert_close(weight / weight[0], (grid**-2 + 4) / (grid[0] ** -2 + 4))
+    (loss, one), (other, two) = (method.loss(batch, Draws(0)) for method in (plain, weighted))
+    assert one["error_forward"] == two["error_forward"] and loss.item() != pytest.approx(other.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("distance", ["l2", "pseudo_huber"])
+def test_a_weight_of_1_changes_nothing(distance):
+    error, mask = Draws(0).normal((5, 4)), torch.ones(5, 4)
+    plain, weighted = (measured(distance, error, mask, Draws(0), weight) for weight in (None, torch.ones(5)))
+    assert torch.equal(plain[0], weighted[0]) and torch.equal(plain[1], weighted[1])
+    doubled, rows = measured(distance, error, mask, Draws(0), torch.full((5,), 2.0))
+    torch.testing.assert_close(doubled, 2 * plain[0])
+    assert torch.equal(rows, plain[1])
+
+
 def test_compared_levels_come_half_as_near_in_equal_spans():
     method = made(options={"doublings": 2}, grid=8)
     assert [method.stride(p) for p in (0.0, 0.33, 0.34, 0.66, 0.67, 0.99, 1.0)] == [4, 4, 2, 2, 1, 1, 1]

@@ -179,8 +179,9 @@ def test_the_tether_is_the_squared_distance_from_the_first_student(batch):
 def test_while_q_learns_alone_the_student_stays(batch):
     made = method(practice=0.5)
     made.before(batch, Draws(0), 0.2)
-    made.loss(batch, Draws(1), 0.2)[0].backward()
-    assert not any(p.grad.any() for p in made.policy.denoiser.parameters()) and made.policy.log_sigma.grad is None
+    loss = made.loss(batch, Draws(1), 0.2)[0]
+    assert not made.learns(0.49) and not loss.requires_grad and made.policy.log_sigma.grad is None
+    assert made.learns(0.5)
     made.before(batch, Draws(0), 0.5)
     made.policy.zero_grad()
     made.loss(batch, Draws(1), 0.5)[0].backward()
@@ -268,6 +269,13 @@ def test_a_student_that_cannot_be_trained_so_is_refused():
         method(toy.network("few_step"))
     with pytest.raises(ConfigError, match="'freeze_encoder' is false; dxdp"):
         method(toy.network("few_step", toy.SEEING, walk="posterior"))
+
+
+@pytest.mark.parametrize("key, value", [("hold", 0.3), ("candidates", 4)])
+def test_what_only_improving_by_the_best_reads_is_refused_beside_the_gradient(key, value):
+    with pytest.raises(ConfigError, match=f"'{key}' {value} belongs to improve: best"):
+        Options(**{key: value})
+    assert getattr(Options(improve="best", **{key: value}), key) == value
 
 
 def test_q_begins_by_the_seed():

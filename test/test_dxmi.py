@@ -206,9 +206,41 @@ def test_energies_part_recorded_from_sampled_chunks_and_stay_near_0(batch):
     made = method(gamma=0.5)
     made.critic.energy = lambda chunk, context, mask: chunk[:, 0]
     walked = Walked(torch.full((3, 4, SIZE), 2.0), torch.zeros(4, 4), torch.ones(4, SIZE))
-    loss, figures = made.energy_loss(torch.full((4, SIZE), -1.0), walked)
+    loss, figures = made.energy_loss(torch.full((4, SIZE), -1.0), walked, Draws(0))
     assert loss.item() == pytest.approx(-1 - 2 + 0.5 * (1 + 4))
     assert (figures["energy_recorded"], figures["energy_sampled"]) == (-1, 2)
+
+
+def test_noised_chunks_are_to_have_a_high_energy():
+    """Their noise has 0.2 to 2 sigma_data, 0.5; E = |chunk|^2 / D tells how much it was."""
+    made, plain = method(gamma=0.5, noised=0.3), method(gamma=0.5)
+    asked = []
+
+    def energy(chunk, context, mask):
+        asked.append(chunk)
+        return chunk.square().mean(dim=1)
+
+    made.critic.energy = plain.critic.energy = energy
+    walked = Walked(torch.full((3, 4000, SIZE), 2.0), torch.zeros(4000, 4), torch.ones(4000, SIZE))
+    clean = torch.zeros(4000, SIZE)
+    extra = made.energy_loss(clean, walked, Draws(0))[0] - plain.energy_loss(clean, walked, Draws(0))[0]
+    beside = asked[2].square().mean(dim=1)
+    torch.testing.assert_close(extra, 0.3 * (0.5 * beside.square() - beside).mean())
+    levels = beside.sqrt()
+    assert 0.01 < levels.min() and levels.max() < 2.5
+    assert levels.log().mean().item() == pytest.approx(np.log((0.1 * 1.0) ** 0.5), abs=0.1), "log-uniform from 0.1 to 1"
+
+
+def test_while_the_critic_learns_alone_neither_student_nor_noise_move(batch, tmp_path):
+    made = method(practice=0.5)
+    made.before(batch, Draws(0), 0.2)
+    made.loss(batch, Draws(1), 0.2)
+    began = made.policy.log_sigma.clone()
+    made.after()
+    assert not made.learns(0.49) and torch.equal(made.policy.log_sigma, began)
+    made.loss(batch, Draws(1), 0.5)
+    made.after()
+    assert made.learns(0.5) and not torch.equal(made.policy.log_sigma, began)
 
 
 def test_another_energy_may_stand_at_the_end():

@@ -126,6 +126,9 @@ def test_the_noise_alone_decides_the_chunk(walk, batch):
         ({"grid": 1, "sampler": {"steps": 2}}, "'sampler.steps' is 2; expected at most 'grid' 1"),
         ({"process": "vp"}, "walks by 've' and 'euler'"),
         ({"sampler": {"solver": "heun"}}, "walks by 've' and 'euler'"),
+        ({"sampler": {"start": 2.0}}, "'sampler.start' is 2, 'process' 've', which begins at 'sampler.sigma_max' 20"),
+        ({"sampler": {"spacing": "exponential", "rho": 5.0}}, "'rho' is 5, 'spacing' 'exponential', which has no rho"),
+        ({"sigma_bound": 2.0}, "'sigma_bound' is 2, 'walk' 'renoise', which has no noise of its own to bound"),
     ],
 )
 def test_a_configuration_without_meaning_is_refused(wrong, said):

@@ -296,3 +296,23 @@ def test_what_another_optimiser_trains_of_the_policy_is_averaged_too(configured,
     written, state = load_file(str(bundle.file("weights.safetensors"))), load_file(str(checkpoint_of(tmp_path / "policy")))
     for name in ("critic.leave.1.weight", "log_sigma"):
         assert torch.equal(written[name], state[f"average.{name}"]) and not torch.equal(written[name], state[f"module.{name}"])
+
+
+def test_companions_learn_alone_as_long_as_the_method_says(configured, tmp_path):
+    """Half of 6 steps: the student's optimiser has done 3, and stands where a fresh one would."""
+    config = configured("dxmi", options={"practice": 0.5})
+    train(config, tmp_path / "policy")
+    from safetensors.torch import load_file
+
+    state = load_file(str(checkpoint_of(tmp_path / "policy")))
+    assert state["optimizer.0.step"].item() == STEPS / 2
+    assert state["optimizers.critic.0.step"].item() == 3 * STEPS, "an energy and two values a step"
+
+
+def test_a_run_killed_while_companions_learn_alone_ends_as_the_unbroken_one(configured, tmp_path):
+    config = configured("dxmi", options={"practice": 0.5})
+    train(config, tmp_path / "unbroken")
+    with toy.killed_before(2):
+        train(config, tmp_path / "policy")
+    train(config, tmp_path / "policy")
+    assert result(tmp_path / "policy") == result(tmp_path / "unbroken")

@@ -25,7 +25,7 @@ class Method(Protocol):
     It may have `companions`, {name: module}: networks that are trained or averaged beside the policy and aren't part of it, such
     as the fake score of DMD2, and `optimizers`, {name: optimizer}, which train them. Both are kept in checkpoints.
     `before(batch, draws, progress)` is called before the loss of a step, on the same batch, and returns figures; `after()` when
-    the policy has made its step. With several processes they average the gradients of companions themselves, by
+    the policy has made its step. `learns(progress)`, where there is one, is False while companions learn alone. With several processes they average the gradients of companions themselves, by
     `draws.process_mean`.
 
     A method module also defines `KIND` (the kind of policy it trains), `NEEDS_TEACHER` and a dataclass `Options`; and `KINDS`

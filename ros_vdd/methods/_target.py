@@ -28,14 +28,19 @@ Distance = Literal["l2", "pseudo_huber"]
 _C = 0.00054
 
 
-def measured(distance: Distance, error: Tensor, mask: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Return the mean distance over the batch, and each row's `(B,)`, of errors `(B, D)` where mask `(B, D)` is 1."""
+def measured(
+    distance: Distance, error: Tensor, mask: Tensor, draws: Draws, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the mean distance over the batch, and each row's `(B,)`, of errors `(B, D)` where mask `(B, D)` is 1.
+
+    The mean counts each row by its weight `(B,)`; the rows themselves are returned without it.
+    """
     squares = error.square()
     rows = (squares * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
     if distance == "l2":
-        return masked_mean(squares, mask, draws), rows
+        return masked_mean(squares if weight is None else weight[:, None] * squares, mask, draws), rows
     rows = (rows + _C**2).sqrt() - _C
-    return rows.mean(), rows
+    return (rows if weight is None else weight * rows).mean(), rows
 
 
 @contextmanager

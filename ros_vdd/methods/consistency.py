@@ -2,11 +2,13 @@
 """Consistency distillation: wherever the student is asked on a trajectory of the teacher, it tells where that trajectory ends.
 
     x' = one Heun step of the teacher from x_t to t'        t' the next lower level of the grid
-    L  = E d(f(x_t; t, s), sg[f-(x'; t', s)])               f- = decay f- + (1 - decay) f, after each step
+    L  = E w(t) d(f(x_t; t, s), sg[f-(x'; t', s)])          f- = decay f- + (1 - decay) f, after each step
 
 f(x; sigma_min) = x holds whatever the network says, so the labels are anchored at the lowest level and spread upwards from there,
 an error with each hop. With `doublings` the two levels begin further apart and come nearer during the training: the labels reach the
-top in few hops first, and become exact afterwards. The target's average is another than the one that is deployed (`loop.ema`).
+top in few hops first, and become exact afterwards. With w = 1, as published, low levels hardly count: c_out is small there, so an
+error that the network makes at neighbouring levels alike isn't seen, and what the high levels ask drags the low ones along; of
+the longer training the student walks worse. w = "edm" is the teacher's own, 1/s^2 + 1/sd^2, divided by its mean over the grid. The target's average is another than the one that is deployed (`loop.ema`).
 
 Source: Song et al. 2023 (consistency models, arXiv 2303.01469), algorithm 2; Song & Dhariwal 2024 (arXiv 2310.14189), section 3.4,
 for levels whose number doubles in equal spans of the training.
@@ -15,6 +17,7 @@ for levels whose number doubles in equal spans of the training.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,11 +39,12 @@ class Options:
     """What student and label are compared by.
 
     `doublings`: the compared levels begin 2^doublings times as far apart, and come half as near in as many equal spans.
-    `target_decay`: of the target's average. `distance`: of the student from its label. `states`: where the noised chunks
+    `weighting`: w(t), see the module. `target_decay`: of the target's average. `distance`: of the student from its label. `states`: where the noised chunks
     come from. `warm_start`: begin as the teacher's network where the shapes agree; false for a run with `start`.
     """
 
     doublings: int = 0
+    weighting: Literal["uniform", "edm"] = "uniform"
     target_decay: float = 0.95
     distance: Distance = "l2"
     states: Shares = field(default_factory=Shares)
@@ -81,8 +85,15 @@ class Method(TargetMethod):
         states = self.source.draw(batch, index, clean, draws, progress)
         sigma, label = self.label(states.x, states.index, states.context, states.teacher_context, progress)
         error = self.policy.denoiser(states.x, sigma, states.context) - label
-        loss, rows = measured(self.options.distance, error, mask, draws)
+        loss, rows = measured(self.options.distance, error, mask, draws, self.weight(sigma))
         return loss, {"loss": loss.item(), **self.source.figures(states, rows)}
+
+    def weight(self, sigma: Tensor) -> Tensor | None:
+        """Return w `(B,)` at levels sigma `(B,)`; None where all count alike."""
+        if self.options.weighting == "uniform":
+            return None
+        grid = torch.tensor(self.policy.grid[:-2], device=sigma.device)  # all that are trained at
+        return self.policy.denoiser.loss_weight(sigma) / self.policy.denoiser.loss_weight(grid).mean()
 
     def drawn(self, count: int, draws: Draws) -> Tensor:
         """Return which levels of the grid to train at, `(count,)`."""

@@ -91,6 +91,11 @@ class Options(Costs):
                 f"'improve' is 'best', which moves chunks towards better ones and asks for no cost of a step; '{idle[0]}' "
                 f"{getattr(self, idle[0])} would change nothing: leave it out, or take improve: gradient"
             )
+        defaults = {"candidates": 8, "hold": 0.1}
+        if self.improve == "gradient" and (idle := [name for name, value in defaults.items() if getattr(self, name) != value]):
+            raise ConfigError(
+                f"'improve' is 'gradient', and '{idle[0]}' {getattr(self, idle[0])} belongs to improve: best; leave it out, or take that"
+            )
         for name in ("practice", "critic_keep"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}; expected 0 up to below 1")
@@ -184,6 +189,10 @@ class Method:
         means = [np.mean([e.score for e in episodes]), np.mean([e.success for e in episodes])]
         self.played.figures.copy_(torch.tensor(means))
 
+    def learns(self, progress: float) -> bool:
+        """Return whether the student learns already, or Q alone."""
+        return progress >= self.options.practice
+
     def before(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> dict[str, float]:
         """Let Q learn from what was played, and V from walks at the same observations; return their errors."""
         rows = self._rows(batch, draws)
@@ -213,12 +222,12 @@ class Method:
 
     def loss(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> tuple[Tensor, dict]:
         """Return minus what a step is foreseen to earn, plus its cost and the trust region's; 0 while Q learns alone."""
-        learning = progress >= self.options.practice
-        if learning:
-            best = self.options.improve == "best"
-            loss = self.best_loss(self._walked) if best else self.program.step_loss(self._walked, draws, self._tether)
+        if not self.learns(progress):
+            loss = torch.zeros((), device=self._walked.mask.device)
+        elif self.options.improve == "best":
+            loss = self.best_loss(self._walked)
         else:
-            loss = sum(0.0 * p.sum() for p in self.policy.denoiser.parameters())
+            loss = self.program.step_loss(self._walked, draws, self._tether)
         figures = {"loss": loss.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
         if not self.options.train_sigma:
             self.policy.log_sigma.grad = None

@@ -2,14 +2,17 @@
 """DxMI: an energy is to be low where demonstrations lie and high where the student goes, which descends it, held wide by entropy.
 
     E:      min  E_demo[E(o, a)] - E_pi[E(o, x_T)] + gamma (E_demo[E^2] + E_pi[E^2])     a and x_T at the same o
-    V, pi:  `ros_vdd.methods._dxdp`, with V(., T) = E: one network
+                 + noised E[gamma E(o, a + s n)^2 - E(o, a + s n)]                       off by default
+    V, pi:  `ros_vdd.methods._dxdp`, with V(., T) = E: one network,  plus  trust ||D(x_t) - D_0(x_t)||^2 / D
 
-At the optimum exp(-D E / tau) is the demonstrations' density, so E tells how strange a chunk is; without the entropy (tau = 0) it
-is flat where the student is right. Each o's normaliser cancels in the loss: energies of different observations can't be compared,
-only ranked among the policy's chunks at the same o. It is inverse reinforcement learning over denoising, not of the robot's task.
+With D_0 the student at the start. At the optimum E is low where demonstrations are more likely than the student's chunks, which the
+entropy holds wider, so E tells how strange a chunk is; for small gamma tau exp(-D E / tau) is the demonstrations' density. Without
+the entropy (tau = 0) E is flat where the student is right. Each o's normaliser cancels in the loss: energies of different
+observations can't be compared, only ranked among the policy's chunks at the same o. It is inverse reinforcement learning over
+denoising, not of the robot's task.
 
-Source: Yoon et al. 2024 (DxMI, arXiv 2407.00626), algorithm 1; `ros_vdd.methods._dxdp` says what differs. Ours: `trust`, which adds
-trust ||D(x_t) - D_0(x_t)||^2 / D to what a step of the student makes small, D_0 the student at the start.
+Source: Yoon et al. 2024 (DxMI, arXiv 2407.00626), algorithm 1; `ros_vdd.methods._dxdp` says what differs. Ours: `trust`, `practice`,
+and `noised`, since in many dimensions neither demonstrations nor student ever show the critic what is far from both.
 """
 
 from __future__ import annotations
@@ -34,20 +37,26 @@ NEEDS_TEACHER = True
 
 @dataclass(frozen=True)
 class Options(Costs):
-    """Those of `Costs`. `gamma`: how much energies are held to 0. `trust`: weight of the distance from the student that the run
-    began with; 0, as published, lets it go anywhere. `warm_start`: begin as the teacher's network where the shapes agree; false
-    for a run with `start`."""
+    """Those of `Costs`. `gamma`: how much energies are held to 0. `noised`: weight of recorded chunks under noise of 0.2 to 2
+    `sigma_data`, whose energy is to be high. `trust`: weight of the distance from the student that the run began with; 0, as
+    published, lets it go anywhere. `practice`: share of the training in which the critic learns alone. `warm_start`: begin as
+    the teacher's network where the shapes agree; false for a run with `start`."""
 
     gamma: float = 1.0
+    noised: float = 0.0
     trust: float = 0.0
+    practice: float = 0.0
     warm_start: bool = True
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.gamma < math.inf:
             raise ConfigError(f"'gamma' is {self.gamma}; expected above 0, or energies have no bound")
-        if not 0 <= self.trust < math.inf:
-            raise ConfigError(f"'trust' is {self.trust}; expected at least 0, which trusts the energy everywhere")
+        for name in ("noised", "trust"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}; expected 0 (off) or more")
+        if not 0 <= self.practice < 1:
+            raise ConfigError(f"'practice' is {self.practice}; expected 0 up to below 1")
 
 
 class Method:
@@ -74,6 +83,10 @@ class Method:
         if self.tether is not None:
             follow(self.companions["anchor"], self.policy.denoiser, 0.0)
 
+    def learns(self, progress: float) -> bool:
+        """Return whether the student learns already, or the critic alone."""
+        return progress >= self.options.practice
+
     def before(self, batch: dict[str, Tensor], draws: Draws, progress: float = 0.0) -> dict[str, float]:
         """Walk, and let energy and value learn from it; return their losses and mean energies."""
         clean, mask = self.policy.targets(batch)
@@ -83,7 +96,7 @@ class Method:
         self.program.velocity.follow(walked, self.options.velocity_keep, draws)
         self.critic.requires_grad_(True)
         for _ in range(self.options.critic_updates):
-            loss, figures = self.energy_loss(clean, walked)
+            loss, figures = self.energy_loss(clean, walked, draws)
             self._improve(loss, draws)
             backwards = reversed(range(self.program.steps))
             errors = [self._improve(self.program.value_errors(walked, t).mean(), draws) for t in backwards]
@@ -98,18 +111,25 @@ class Method:
         """
         loss = self.program.step_loss(self._walked, draws, self.tether)
         clean, mask = self.policy.targets(batch)
+        if not self.learns(progress):
+            self.policy.log_sigma.grad = None
         distance = masked_mean((self._walked.states[-1] - clean).square(), mask, draws).item()
         return loss, {"loss": distance, "step_loss": loss.item(), "largest_sigma": self.policy.log_sigma.max().exp().item()}
 
     def after(self) -> None:
         """Step ln sigma beside the student."""
-        self.program.step_sigma()
+        if self.policy.log_sigma.grad is not None:
+            self.program.step_sigma()
 
-    def energy_loss(self, clean: Tensor, walked: Walked) -> tuple[Tensor, dict[str, float]]:
+    def energy_loss(self, clean: Tensor, walked: Walked, draws: Draws) -> tuple[Tensor, dict[str, float]]:
         """Return the energy's loss of recorded chunks `(B, D)` and walks at the same observations, and mean energies."""
-        ask = lambda chunk: self.critic.energy(chunk, walked.context, walked.mask)  # noqa: E731
+        options, ask = self.options, lambda chunk: self.critic.energy(chunk, walked.context, walked.mask)
         low, high = ask(clean), ask(walked.states[-1])
-        loss = (low - high + self.options.gamma * (low.square() + high.square())).mean()
+        loss = (low - high + options.gamma * (low.square() + high.square())).mean()
+        if options.noised:
+            level = self.policy.config.sigma_data * 0.2 * 10 ** draws.uniform((len(clean), 1))
+            beside = ask(clean + level * draws.normal(tuple(clean.shape)))
+            loss = loss + options.noised * (options.gamma * beside.square() - beside).mean()
         return loss, {"energy_loss": loss.item(), "energy_recorded": low.mean().item(), "energy_sampled": high.mean().item()}
 
     def energy(self, chunk: Tensor, context: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class SamplerConfig:
     def __post_init__(self):
         if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max or self.rho <= 0:
             raise ConfigError("'steps' must be at least 1, 0 < 'sigma_min' < 'sigma_max' and 'rho' above 0")
+        if self.spacing == "exponential" and self.rho != 7.0:
+            raise ConfigError(f"'rho' is {self.rho:g}, 'spacing' 'exponential', which has no rho; leave it out, or take spacing: karras")
 
     def levels(self) -> list[float]:
         """Return the levels of a VE policy, highest first, then 0."""
@@ -80,6 +82,11 @@ class DiffusionConfig(PolicyConfig):
             raise ConfigError(f"'vp_steps' is {self.vp_steps}; expected at least 2")
         if self.process == "vp":
             check_vp_sampler(self.sampler, self.vp_steps)
+        elif self.sampler.start is not None:
+            raise ConfigError(
+                f"'sampler.start' is {self.sampler.start:g}, 'process' 've', which begins at 'sampler.sigma_max' {self.sampler.sigma_max:g}; "
+                "set that one instead"
+            )
 
 
 def check_vp_sampler(sampler: SamplerConfig, vp_steps: int) -> None:

@@ -91,6 +91,10 @@ class FewStepConfig(DiffusionConfig):
             )
         if not self.sigma_bound >= 1:
             raise ConfigError(f"'sigma_bound' is {self.sigma_bound}; expected at least 1, which leaves the steps no freedom")
+        if self.sigma_bound != 3.0 and self.walk != "posterior":
+            raise ConfigError(
+                f"'sigma_bound' is {self.sigma_bound:g}, 'walk' '{self.walk}', which has no noise of its own to bound; leave it out"
+            )
 
 
 def stops(grid: int, steps: int) -> list[int]:

@@ -111,17 +111,20 @@ class Loop:
         self.policy.train()
         progress = step / self.config.steps
         beside = self.method.before(batch, draws, progress) if hasattr(self.method, "before") else {}
+        learns = not hasattr(self.method, "learns") or self.method.learns(progress)
+        objective = self._loss if learns else self.method.loss  # that of several processes awaits a gradient of each call
         with autocast(self.group.device, self.precision):
-            loss, figures = self._loss(batch, draws, progress)
+            loss, figures = objective(batch, draws, progress)
         figures = self.group.mean({**figures, **beside})
         self._require_finite(step, "loss", figures["loss"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.trained, self.config.clip_norm)
-        self._require_finite(step, "gradient norm", norm.item())
-        self.optimizer.step()
+        if learns:  # gradients of zero instead would count in the optimiser's averages
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.trained, self.config.clip_norm)
+            self._require_finite(step, "gradient norm", norm.item())
+            self.optimizer.step()
         self._average(step)
         if hasattr(self.method, "after"):
             self.method.after()

@@ -27,26 +27,13 @@ from toys import TOYS  # noqa: E402
 
 from ros_vdd import methods  # noqa: E402
 
-SHIPPED = Path(__file__).resolve().parents[1] / "config" / "train"
 TEACHER_STEPS = (1, 2, 4, 8, 16)
 COLUMNS = {"sw": "SW", "tv": "TV", "in_support": "in support", "end_point": "end point", "ms": "ms"}
 
 
-def distilled(base: str, name: str, method: str, walk: str, *changes: str, teacher: str = "teacher") -> tuple[Run, ...]:
-    """Return a student of the shipped configuration BASE_METHOD, else of its teacher's with a walk; nothing without method."""
-    if method not in methods.names():
-        return ()
-    if (SHIPPED / f"{base}_{method}.yaml").exists():
-        return (Run(name, f"{base}_{method}", changes, teacher),)
-    budget = ("loop.precision=fp32", "loop.steps=10000", "loop.learning_rate=1e-3")
-    student = (f"method={method}", *budget, "policy.sampler.steps=1", f"policy.walk={walk}", *changes)
-    return (Run(name, f"{base}_teacher", student, teacher),)
-
-
-def copied(base: str, method: str, walk: str) -> tuple[Run, ...]:
+def copied(base: str, method: str) -> tuple[Run, ...]:
     """Return a student that walks by any number of steps: at one, and its copies at 2 and 4."""
-    made = distilled(base, method, method, walk, "policy.sampler.steps=1")
-    return (*made, *(teachers(method, (2, 4)) if made else ()))
+    return Run(method, f"{base}_{method}", ("policy.sampler.steps=1",), "teacher"), *teachers(method, (2, 4))
 
 
 def chain(base: str, counts: tuple[int, ...] = (8, 4, 2, 1)) -> tuple[Run, ...]:
@@ -54,23 +41,21 @@ def chain(base: str, counts: tuple[int, ...] = (8, 4, 2, 1)) -> tuple[Run, ...]:
     made, teacher, taught = [], "teacher", ring.GRID
     for count in counts:
         levels = (f"policy.grid={ring.GRID}", f"policy.sampler.steps={count}", f"options.substeps={taught // count}")
-        made += distilled(base, f"progressive_{count}", "progressive", "euler", *levels, "loop.steps=4000", teacher=teacher)
+        made.append(Run(f"progressive_{count}", f"{base}_progressive", levels, teacher))
         teacher, taught = f"progressive_{count}", count
     return tuple(made)
 
 
 def family(base: str) -> tuple[Run, ...]:
     """Return every few-step student of a task."""
-    slow, adversary = "loop.learning_rate=2e-4", "options.adversarial=3e-3"
-    critic = ("policy.sampler.steps=2", "policy.critic.width=256", "policy.critic.depth=3")
     return (
         *chain(base),
-        *copied(base, "consistency", "renoise"),
-        *copied(base, "lcm", "renoise"),
-        *copied(base, "ctm", "jump"),
-        *(run for n in (1, 2, 4) for run in distilled(base, f"dmd2_{n}", "dmd2", "renoise", f"policy.sampler.steps={n}", slow)),
-        *distilled(base, "dmd2_adversarial", "dmd2", "renoise", adversary, slow),
-        *distilled(base, "dxmi", "dxmi", "posterior", *critic, "loop.learning_rate=1e-4"),
+        *copied(base, "consistency"),
+        *copied(base, "lcm"),
+        *copied(base, "ctm"),
+        *(Run(f"dmd2_{n}", f"{base}_dmd2", (f"policy.sampler.steps={n}",), "teacher") for n in (1, 2, 4)),
+        Run("dmd2_adversarial", f"{base}_dmd2", ("options.adversarial=3e-3",), "teacher"),
+        Run("dxmi", f"{base}_dxmi", (), "teacher"),
     )
 
 

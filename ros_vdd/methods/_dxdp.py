@@ -42,10 +42,11 @@ class Costs:
     """Temperatures and rates.
 
     `tau_entropy`, `tau_velocity`: of the two halves of c_t. Unequal ones let the noise of the first steps run away, up to
-    `policy.sigma_bound`. `free_steps`: the last so many steps cost nothing. `look_ahead`: c_t counts in the value too. `time_cost`: weight of logistic(T/2 - t) - logistic(T/2 - t - 1),
-    which slopes a flat value. `velocity_keep`: of the running mean, a step. `critic_updates`: sweeps of the critic for one step of
-    the student, at `critic_learning_rate`, gradients clipped to `critic_clip_norm`. `sigma_learning_rate`: of ln sigma. The
-    student's own rate is `loop.learning_rate`: keep it well below the critic's.
+    `policy.sigma_bound`. `free_steps`: the last so many steps cost nothing. `look_ahead`: c_t counts in the value too.
+    `time_cost`: weight of logistic(T/2 - t) - logistic(T/2 - t - 1), which slopes a flat value. `velocity_keep`: of the running
+    mean, a step. `critic_updates`: sweeps of the critic for one step of the student, at `critic_learning_rate`, gradients clipped
+    to `critic_clip_norm`. `sigma_learning_rate`: of ln sigma. The student's own rate is `loop.learning_rate`: keep it well below
+    the critic's.
     """
 
     tau_entropy: float = 0.1

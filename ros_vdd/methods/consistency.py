@@ -8,7 +8,8 @@ f(x; sigma_min) = x holds whatever the network says, so the labels are anchored 
 an error with each hop. With `doublings` the two levels begin further apart and come nearer during the training: the labels reach the
 top in few hops first, and become exact afterwards. With w = 1, as published, low levels hardly count: c_out is small there, so an
 error that the network makes at neighbouring levels alike isn't seen, and what the high levels ask drags the low ones along; of
-the longer training the student walks worse. w = "edm" is the teacher's own, 1/s^2 + 1/sd^2, divided by its mean over the grid. The target's average is another than the one that is deployed (`loop.ema`).
+the longer training the student walks worse. w = "edm" is the teacher's own, 1/s^2 + 1/sd^2, divided by its mean over the grid.
+The target's average is another than the one that is deployed (`loop.ema`).
 
 Source: Song et al. 2023 (consistency models, arXiv 2303.01469), algorithm 2; Song & Dhariwal 2024 (arXiv 2310.14189), section 3.4,
 for levels whose number doubles in equal spans of the training.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the comparisons share: policies trained, exported, scored and timed by commands that a user could type, a table and a picture.
 
-Each command is printed before it starts. What is finished isn't done again, so a comparison can be stopped and started.
+Each command is printed before it starts. What is finished isn't done again, so a comparison can be stopped and started; what was
+finished with other settings is refused. Tables hold every training that lies in the folder.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ros_vdd import cli  # noqa: E402
 from ros_vdd.bundle import GRAPH, MANIFEST  # noqa: E402
-from ros_vdd.errors import EngineError, RosVddError  # noqa: E402
+from ros_vdd.config import to_plain  # noqa: E402
+from ros_vdd.errors import EngineError, RosVddError, suggest  # noqa: E402
 from ros_vdd.offline.benchmark import hardware  # noqa: E402
+from ros_vdd.offline.training_run import read_config  # noqa: E402
 
 TEMPERATURES = {"coherent": 0.7}  # the others follow the gate as it is
 
@@ -80,6 +84,8 @@ def main(tasks: Mapping[str, Task], about: str, others: Mapping[str, Callable[[P
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to every training's configuration")
     parser.add_argument("--no-timing", action="store_true", help="leave the times a chunk as they were")
     args = parser.parse_args()
+    if args.task in tasks:
+        require_named(args.only, [run.name for run in tasks[args.task].runs])
     for name in [*others, *tasks] if args.task == "all" else [args.task]:
         folder = args.out / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,15 +95,29 @@ def main(tasks: Mapping[str, Task], about: str, others: Mapping[str, Callable[[P
     return 0
 
 
+def require_named(only: Sequence[str] | None, names: Sequence[str]) -> None:
+    """Refuse names that a comparison hasn't.
+
+    Raises:
+        SystemExit: there is one.
+    """
+    for name in only or ():
+        if name not in names:
+            raise SystemExit(f"--only '{name}': there is no such run; {suggest(name, names)}")
+
+
 def compare(task: Task, folder: Path, args: argparse.Namespace) -> str:
     """Do what isn't done yet of a comparison, and return its table."""
     for seed in range(args.first, args.first + args.seeds):
         for run in task.runs:
             if seed < run.seeds and (not args.only or run.name in args.only):
                 perform(task, run, seed, folder, args.data, args.set, args.teacher)
+    rows = collect(task, folder)
+    if not rows:
+        raise SystemExit(f"nothing of {task.env} is finished in {folder}")
     if not args.no_timing:
         time_all(task, folder)
-    rows = collect(task, folder)
+        rows = collect(task, folder)
     (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     draw(task, rows, folder / "results.png")
     return table(task, rows)
@@ -115,15 +135,17 @@ def perform(
     teaches = given if given and run.teacher == "teacher" else folder / f"{run.teacher}_{seed}"
     place = folder / f"{run.name}_{seed}"
     scores = {choice: folder / f"{run.name}_{seed}.{choice}.json" for choice in run.choices}
+    settings = [f"seed={seed}", f"name={run.name}", *run.set, *changes]
+    settings += [f"start={folder / f'{run.start}_{seed}'}"] if run.start else []
+    if (place / MANIFEST).exists() and not run.steps:
+        require_same(run, settings, teaches if run.teacher else None, place)
     if (place / MANIFEST).exists() and all(file.exists() for file in scores.values()):
         return
     if not (place / GRAPH).exists():
         if run.steps:
             resample(teaches, run.steps, place)
         else:
-            arguments = [run.config, f"seed={seed}", f"name={run.name}", *run.set, *changes]
-            arguments += [f"start={folder / f'{run.start}_{seed}'}"] if run.start else []
-            arguments += ["--data", data] if data else []
+            arguments = [run.config, *settings, *(["--data", data] if data else [])]
             teacher = ["--teacher", teaches] if run.teacher else []
             command("distill" if teacher else "train", *arguments, *teacher, "--out", place)
             command("export", place)
@@ -132,6 +154,35 @@ def perform(
             how = ["--choice", choice, "--temperature", TEMPERATURES.get(choice, 1.0)]
             how += [] if (place / GRAPH).exists() else ["--backend", "eager"]
             command("evaluate", place, "--env", task.env, "--episodes", task.episodes, "--seed", task.seed, *how, "--json", file)
+
+
+def require_same(run: Run, settings: Sequence[str], teacher: Path | str | None, place: Path) -> None:
+    """Refuse a finished training that was made by other settings; where data and teacher lie may change, but not the teacher's name.
+
+    Raises:
+        SystemExit: it was, or the settings are none.
+    """
+    try:
+        asked = flat(to_plain(read_config(run.config, settings)))
+    except RosVddError as error:
+        raise SystemExit(f"ros-vdd: {error}") from error
+    there = flat(yaml.safe_load((place / MANIFEST).read_text(encoding="utf-8"))["training"])
+    if teacher is not None:
+        asked["teacher"], there["teacher"] = Path(teacher).name, Path(there["teacher"]).name
+    elsewhere = ("data",) if teacher is not None else ("data", "teacher")
+    for key in sorted({*asked, *there} - {*elsewhere, "start"}):
+        if asked.get(key) != there.get(key):
+            raise SystemExit(
+                f"{place} was made with {key} {there.get(key)}, and asked for is {asked.get(key)}; give another --out, or remove what is there"
+            )
+
+
+def flat(section: Mapping, above: str = "") -> dict[str, object]:
+    """Return nested settings as one mapping of dotted keys."""
+    made: dict[str, object] = {}
+    for key, value in section.items():
+        made |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) and value else {f"{above}{key}": value}
+    return made
 
 
 def resample(teacher: Path | str, steps: int, place: Path) -> None:
@@ -179,7 +230,13 @@ def time_all(task: Task, folder: Path) -> None:
 
 def trainings(folder: Path, run: Run) -> list[Path]:
     """Return the policy folders of a run, one for each seed that is there."""
-    return sorted(place for place in folder.glob(f"{run.name}_[0-9]") if (place / MANIFEST).exists())
+    return [place for place in numbered(folder, f"{run.name}_*", rf"{re.escape(run.name)}_(\d+)") if (place / MANIFEST).exists()]
+
+
+def numbered(folder: Path, pattern: str, name: str) -> list[Path]:
+    """Return the entries of a folder by a pattern whose names match an expression, in the order of the number in it."""
+    found = ((re.fullmatch(name, place.name), place) for place in folder.glob(pattern))
+    return [place for _, place in sorted((int(match[1]), place) for match, place in found if match)]
 
 
 def collect(task: Task, folder: Path) -> list[dict]:
@@ -191,7 +248,7 @@ def collect(task: Task, folder: Path) -> list[dict]:
     rows = []
     for run in task.runs:
         for choice in run.choices:
-            files = sorted(folder.glob(f"{run.name}_[0-9].{choice}.json"))
+            files = numbered(folder, f"{run.name}_*.{choice}.json", rf"{re.escape(run.name)}_(\d+)\.{choice}\.json")
             if files:
                 scored = [json.loads(f.read_text(encoding="utf-8")) for f in files]
                 places = trainings(folder, run)
@@ -225,8 +282,8 @@ def row(run: Run, choice: str, scored: list[dict], places: list[Path], timing: d
 def table(task: Task, rows: list[dict]) -> str:
     """Return the rows as a Markdown table with what they were measured on."""
     lines = [
-        "| policy | rule | success | score | mode entropy | KL of ways [nats] | NFE | ms a chunk | parameters | training [CPU s] |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| policy | rule | success | score | mode entropy | KL of ways [nats] | NFE | ms a chunk | parameters | training [CPU s] | trainings |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         pairs = [("-" if r[k] is None else f"{r[k][0]:.3f} ± {r[k][1]:.3f}") for k in ("success_rate", "score_mean", "mode_entropy")]
@@ -236,13 +293,13 @@ def table(task: Task, rows: list[dict]) -> str:
             "-" if r["latency_ms"] is None else f"{r['latency_ms']:.3f}",
             f"{r['parameters']:,}",
             "-" if r["training_cpu_seconds"] is None else f"{r['training_cpu_seconds']:.0f}",
+            str(r["seeds"]),
         ]
         name = r["policy"] + ("*" if "eager" in r["backend"] else "")
         lines.append("| " + " | ".join([name, r["choice"], *pairs, *rest]) + " |")
     if any("eager" in r["backend"] for r in rows):
         lines += ["", "\\* Scored in PyTorch, in some seed at least: the ONNX graph failed its parity check with PyTorch."]
-    seeds = max((r["seeds"] for r in rows), default=0)
-    lines += ["", f"{task.env}, {task.episodes} episodes from seed {task.seed}, mean ± standard deviation over {seeds} trainings; {hardware()}.", ""]
+    lines += ["", f"{task.env}, {task.episodes} episodes from seed {task.seed}, mean ± standard deviation over trainings; {hardware()}.", ""]
     return "\n".join(lines)
 
 

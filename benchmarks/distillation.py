@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import ring  # noqa: E402
-from comparison import Run, Task, hardware, main, teachers  # noqa: E402
+from comparison import Run, Task, hardware, main, require_named, teachers  # noqa: E402
 from toys import TOYS  # noqa: E402
 
 from ros_vdd import methods  # noqa: E402
@@ -96,6 +96,10 @@ def toy(name: str) -> Callable[[Path, argparse.Namespace], str]:
 
 def finished(jobs: dict[str, Callable[[int], dict]], folder: Path, args: argparse.Namespace) -> dict[str, list[dict]]:
     """Do the jobs that aren't done, one file NAME_SEED.json for each, and return what all seeds found by name."""
+    if args.task != "all":  # of which they may mean another comparison
+        if given := [f"--{name}" for name in ("set", "data", "teacher") if getattr(args, name)]:
+            raise SystemExit(f"{given[0]} has no meaning on a toy; try a change by python benchmarks/ring.py METHOD KEY=VALUE")
+        require_named(args.only, list(jobs))
     found: dict[str, list[dict]] = {}
     for seed in range(args.first, args.first + args.seeds):
         for name, job in jobs.items():
@@ -104,7 +108,9 @@ def finished(jobs: dict[str, Callable[[int], dict]], folder: Path, args: argpars
                 print(f"{name}, seed {seed}", flush=True)
                 file.write_text(json.dumps(job(seed)) + "\n", encoding="utf-8")
             if file.exists():
-                found.setdefault(name, []).append(json.loads(file.read_text(encoding="utf-8")))
+                found.setdefault(name, []).append({"seed": seed, **json.loads(file.read_text(encoding="utf-8"))})
+    if not found:
+        raise SystemExit(f"nothing is finished in {folder}")
     return {name: found[name] for name in jobs if name in found}
 
 
@@ -209,7 +215,8 @@ def ddil(folder: Path, args: argparse.Namespace) -> str:
     heads = [f"{key} without | difference | better" for key in better]
     lines = [f"| set-up | pairs | {' | '.join(heads)} |", "|" + "---|" * (2 + 3 * len(better))]
     for name in DDIL:
-        pairs, cells = list(zip(found.get(f"{name}_0", []), found.get(f"{name}_1", []))), []
+        without, having = ({one["seed"]: one for one in found.get(f"{name}_{share}", [])} for share in (0, 1))
+        pairs, cells = [(without[seed], having[seed]) for seed in without if seed in having], []
         if not pairs:
             continue
         for key, sign in better.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -125,3 +126,63 @@ def test_trainings_of_any_seeds_are_in_the_table(script, folder):
     script.time_all(perform, folder)
     (row,) = script.collect(perform, folder)
     assert row["seeds"] == 1 and row["latency_ms"] > 0
+
+
+def test_seeds_of_two_digits_are_in_the_table_and_other_runs_are_not(script, folder):
+    (folder / "teacher_0").rename(folder / "teacher_12")
+    perform = task(script)
+    script.perform(perform, perform.runs[0], 12, folder, None)
+    (row,) = script.collect(perform, folder)
+    assert row["policy"] == "teacher_1" and row["seeds"] == 1
+    assert script.trainings(folder, script.Run("teacher")) == [folder / "teacher_12"]
+
+
+def finished(script, folder, **changes):
+    """Return a run whose training lies finished in the folder."""
+    from ros_vdd.config import dump_yaml, parse_yaml, to_plain
+    from ros_vdd.offline.training_run import read_config
+
+    run = script.Run("student", "avoiding_consistency", ("policy.sampler.steps=1",), "teacher")
+    settings = ["seed=0", "name=student", *run.set, *(f"{key}={value}" for key, value in changes.items())]
+    place = folder / "student_0"
+    shutil.copytree(folder / "teacher_0", place)
+    manifest = parse_yaml((place / bundle.MANIFEST).read_text())
+    training = {**to_plain(read_config(run.config, settings)), "teacher": str(folder / "teacher_0")}
+    (place / bundle.MANIFEST).write_text(dump_yaml({**manifest, "training": training}))
+    (folder / "student_0.argmax.json").write_text("{}")
+    return run
+
+
+def test_what_was_finished_by_the_same_settings_is_taken_wherever_it_lies(script, folder):
+    run = finished(script, folder)
+    script.perform(task(script), run, 0, folder, "anywhere")
+    moved = folder.rename(folder.with_name("moved"))
+    script.perform(task(script), run, 0, moved, None)
+
+
+@pytest.mark.parametrize(
+    "asked, told",
+    [
+        ({"changes": ["loop.steps=5"]}, "student_0 was made with loop.steps 3000, and asked for is 5; give another --out"),
+        ({"changes": ["options.weighting=uniform"]}, "was made with options.weighting edm, and asked for is uniform"),
+        ({"changes": ["loop.stepz=5"]}, "ros-vdd: .*stepz"),
+        ({"given": "models/another"}, "was made with teacher teacher_0, and asked for is another"),
+    ],
+)
+def test_what_was_finished_by_other_settings_is_refused(script, folder, asked, told):
+    """Otherwise the old figures would stand for the new settings."""
+    run = finished(script, folder)
+    with pytest.raises(SystemExit, match=told):
+        script.perform(task(script), run, 0, folder, None, **asked)
+
+
+def test_a_misspelt_run_is_told_before_anything_is_done(script, folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["comparison.py", "toy2d", "--out", str(folder), "--only", "teacher_11"])
+    with pytest.raises(SystemExit, match="--only 'teacher_11': there is no such run; .*did you mean 'teacher_1'"):
+        script.main({"toy2d": task(script)}, "about")
+
+
+def test_a_comparison_of_which_nothing_is_finished_says_so(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["comparison.py", "toy2d", "--out", str(tmp_path), "--seeds", "0"])
+    with pytest.raises(SystemExit, match="nothing of toy2d is finished in"):
+        script.main({"toy2d": task(script)}, "about")

@@ -345,6 +345,7 @@ def load(folder):
         ({"fake_steps": 0}, "'fake_steps' is 0; expected at least 1"),
         ({"fake_learning_rate": 0.0}, "'fake_learning_rate' is 0.0; expected above 0"),
         ({"discriminator_learning_rate": -1.0}, "'discriminator_learning_rate' is -1.0; expected above 0"),
+        ({"discriminator_learning_rate": 1e-4}, "and 'adversarial' 0 trains no discriminator"),
         ({"adversarial": -0.1}, "'adversarial' is -0.1; expected at least 0"),
         ({"weighting": "snr"}, "weighting"),
         ({"states": {"forward": 0.0, "student": 0.5, "buffer": 0.5}}, "'states.buffer' is 0.5; expected 0"),

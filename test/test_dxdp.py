@@ -247,12 +247,27 @@ def test_options_without_meaning_are_refused(key, value):
         Options(**{key: value})
 
 
-@pytest.mark.parametrize("idle", [{"train_sigma": True}, {"tau_entropy": 0.1}, {"tau_velocity": 0.1}, {"time_cost": 1.0}])
+IDLE = [
+    *({"train_sigma": True}, {"tau_entropy": 0.1}, {"tau_velocity": 0.1}, {"time_cost": 1.0}),
+    *({"look_ahead": False}, {"velocity_keep": 0.5}),
+]
+
+
+@pytest.mark.parametrize("idle", IDLE)
 def test_what_would_change_nothing_beside_the_best_is_refused(idle):
     name, value = next(iter(idle.items()))
     with pytest.raises(ConfigError, match=f"'improve' is 'best'.*; '{name}' {value} would change nothing"):
         Options(improve="best", **idle)
     Options(**idle)
+
+
+def test_a_rate_or_a_switch_for_a_noise_that_stays_is_refused():
+    with pytest.raises(ConfigError, match="'sigma_learning_rate' is 0.01, and 'train_sigma' is false"):
+        Options(sigma_learning_rate=0.01)
+    Options(sigma_learning_rate=0.01, train_sigma=True)
+    held = toy.network("few_step", walk="posterior", sampler=SAMPLER, sigma_bound=1.0)
+    with pytest.raises(ConfigError, match="'train_sigma' is true, and 'policy.sigma_bound' 1 keeps the steps' noise"):
+        method(held, train_sigma=True)
 
 
 def test_only_a_critic_that_was_trained_is_brought_along():

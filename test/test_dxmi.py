@@ -290,6 +290,7 @@ def test_the_objective_is_the_energy_and_the_costs_of_the_walk(batch):
         ({"walk": "renoise"}, "'policy.walk' is 'renoise'; dxmi trains a student that walks by 'posterior'"),
         ({"critic": None}, "'policy.critic' is missing"),
         ({"robot": toy.SEEING}, "'freeze_encoder' is false; the critic of dxmi"),
+        ({"sigma_bound": 1.0}, "'tau_entropy' is 0.1, and 'policy.sigma_bound' 1 keeps the steps' noise as it is"),
     ],
 )
 def test_a_student_that_it_cannot_train_is_refused(changes, said):

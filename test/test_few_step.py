@@ -66,7 +66,7 @@ def test_a_jump_of_no_length_is_the_identity_and_one_to_the_end_the_clean_estima
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_a_warm_start_makes_one_step_the_teachers(walk, batch):
-    policy, teacher = student(walk, seed=1, boundary=False), toy.network("diffusion")
+    policy, teacher = student(walk, seed=1, boundary=walk != "renoise"), toy.network("diffusion")
     assert policy.warm_start(teacher)
     if walk == "jump":
         with torch.no_grad():
@@ -340,6 +340,12 @@ def test_a_few_step_student_is_no_teacher_of_a_method_that_asks_between_its_leve
     policy = toy.network(module.KIND, **toy.FEW_STEPS.get(name, {}))
     with pytest.raises(ConfigError, match=f"the teacher is a few-step student.*{name} asks at others; give its own teacher"):
         module.Method(build(module.Options, toy.OPTIONS.get(name, {})), policy, student("euler", seed=1))
+
+
+@pytest.mark.parametrize("walk", ["euler", "jump", "posterior"])
+def test_a_boundary_that_the_walk_hasnt_is_refused(walk):
+    with pytest.raises(ConfigError, match=f"'boundary' is false, 'walk' '{walk}'"):
+        student(walk, boundary=False)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

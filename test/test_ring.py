@@ -174,10 +174,14 @@ def test_the_students_of_a_chain_ask_their_teachers_only_where_those_were_traine
     assert asked == set(known)
 
 
+def asked(**changes) -> argparse.Namespace:
+    return argparse.Namespace(**{"task": "ring", "first": 0, "seeds": 2, "only": None, "set": [], "data": None, "teacher": None, **changes})
+
+
 def test_what_is_finished_is_not_done_again(tmp_path, capsys):
     done = []
     jobs = {"a": lambda seed: done.append(seed) or {"rows": [], "seed": seed}, "b": lambda seed: done.append("b") or {}}
-    args = argparse.Namespace(first=0, seeds=2, only=["a"])
+    args = asked(only=["a"])
     for _ in range(2):
         found = distillation.finished(jobs, tmp_path, args)
     assert done == [0, 1] and [one["seed"] for one in found["a"]] == [0, 1] and "b" not in found
@@ -185,7 +189,7 @@ def test_what_is_finished_is_not_done_again(tmp_path, capsys):
 
 def test_a_toys_comparison_writes_table_figures_and_picture(tmp_path, few, monkeypatch):
     monkeypatch.setattr(ring, "floor", lambda toy: (0.047, 0.01))
-    text = distillation.toy("ring")(tmp_path, argparse.Namespace(first=0, seeds=2, only=["teacher_1", "teacher_4"]))
+    text = distillation.toy("ring")(tmp_path, asked(only=["teacher_1", "teacher_4"]))
     assert "| teacher_4 | 4 |" in text and "data against data 0.047" in text
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["seeds"] for row in rows] == [2, 2] and (tmp_path / "results.png").stat().st_size > 1000
@@ -194,8 +198,30 @@ def test_a_toys_comparison_writes_table_figures_and_picture(tmp_path, few, monke
 def test_a_ddil_table_pairs_trainings_of_one_seed(tmp_path, few, monkeypatch):
     real = distillation.pair
     monkeypatch.setattr(distillation, "pair", lambda name, share, seed: real(name, share, seed, **BRIEF))
-    text = distillation.ddil(tmp_path, argparse.Namespace(first=0, seeds=2, only=["K4_0", "K4_1"]))
+    text = distillation.ddil(tmp_path, asked(only=["K4_0", "K4_1"]))
     assert "| K4 | 2 |" in text and "K8" not in text
+
+
+def test_a_ddil_table_pairs_by_the_seed_and_not_by_the_place(tmp_path):
+    figures = {"sw": 0.5, "end_point": 0.5, "in_support": 0.5, "tv": 0.5}
+    for seed, share, sw in [(0, 0, 0.9), (1, 0, 0.5), (1, 1, 0.4)]:  # the second of seed 0 isn't there yet
+        (tmp_path / f"K8_{share}_{seed}.json").write_text(json.dumps({"rows": [{**figures, "sw": sw}]}))
+    text = distillation.ddil(tmp_path, asked(only=["K8_0"]))
+    assert "| K8 | 1 | 0.500 | -0.100 " in text
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"only": ["consitency"]}, "--only 'consitency': there is no such run; .*did you mean 'consistency'"),
+        ({"set": ["loop.steps=5"]}, "--set has no meaning on a toy; try a change by python benchmarks/ring.py"),
+        ({"teacher": "models/x"}, "--teacher has no meaning on a toy"),
+    ],
+)
+def test_what_a_toys_comparison_would_not_read_is_refused(tmp_path, changes, told):
+    with pytest.raises(SystemExit, match=told):
+        distillation.toy("ring")(tmp_path, asked(**changes))
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_stage_of_a_chain_is_taught_by_the_one_before_on_one_grid():

@@ -112,6 +112,11 @@ class DynamicProgram:
         self.steps = len(self.levels) - 1
         if options.free_steps > self.steps:
             raise ConfigError(f"'free_steps' is {options.free_steps}; expected at most 'policy.sampler.steps' {self.steps}")
+        if options.tau_entropy and policy.config.sigma_bound == 1:
+            raise ConfigError(
+                f"'tau_entropy' is {options.tau_entropy:g}, and 'policy.sigma_bound' 1 keeps the steps' noise as it is, so no entropy can be "
+                "gained; set options.tau_entropy=0, or a wider bound"
+            )
         self.velocity = Velocity(self.levels)
         policy.log_sigma.requires_grad_(False)
         self.sigma_optimizer = torch.optim.Adam([policy.log_sigma], options.sigma_learning_rate)

@@ -72,6 +72,11 @@ class Options:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}; expected above 0")
         if not 0 <= self.adversarial < math.inf:
             raise ConfigError(f"'adversarial' is {self.adversarial}; expected at least 0")
+        if not self.adversarial and self.discriminator_learning_rate != 1e-3:
+            raise ConfigError(
+                f"'discriminator_learning_rate' is {self.discriminator_learning_rate:g}, and 'adversarial' 0 trains no discriminator; "
+                "leave it out, or give that a weight"
+            )
         if self.states.buffer:
             raise ConfigError(f"'states.buffer' is {self.states.buffer}; expected 0: the fake denoiser knows the newest student")
 

@@ -85,8 +85,9 @@ class Options(Costs):
             raise ConfigError(f"'keep' is {self.keep}, 'candidates' {self.candidates}; expected at least 1, and at least 2")
         if not (0 <= self.trust < math.inf and 0 <= self.hold < math.inf):
             raise ConfigError(f"'trust' is {self.trust}, 'hold' {self.hold}; expected at least 0")
-        idle = [name for name in ("train_sigma", "tau_entropy", "tau_velocity", "free_steps", "time_cost") if getattr(self, name)]
-        if self.improve == "best" and idle:
+        unasked = {"train_sigma": False, "tau_entropy": 0.0, "tau_velocity": 0.0, "free_steps": 0, "time_cost": 0.0}
+        unasked |= {"look_ahead": True, "velocity_keep": 0.99, "sigma_learning_rate": 1e-3}
+        if self.improve == "best" and (idle := [name for name, value in unasked.items() if getattr(self, name) != value]):
             raise ConfigError(
                 f"'improve' is 'best', which moves chunks towards better ones and asks for no cost of a step; '{idle[0]}' "
                 f"{getattr(self, idle[0])} would change nothing: leave it out, or take improve: gradient"
@@ -96,6 +97,8 @@ class Options(Costs):
             raise ConfigError(
                 f"'improve' is 'gradient', and '{idle[0]}' {getattr(self, idle[0])} belongs to improve: best; leave it out, or take that"
             )
+        if self.sigma_learning_rate != 1e-3 and not self.train_sigma:
+            raise ConfigError(f"'sigma_learning_rate' is {self.sigma_learning_rate:g}, and 'train_sigma' is false; leave it out, or set that")
         for name in ("practice", "critic_keep"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}; expected 0 up to below 1")
@@ -142,6 +145,8 @@ class Method:
             )
         if policy.config.critic is not None and not policy.critic.trained:
             raise ConfigError("'policy.critic' is given, and dxdp doesn't train it; leave it out, or bring a trained one by 'start'")
+        if options.train_sigma and policy.config.sigma_bound == 1:
+            raise ConfigError("'train_sigma' is true, and 'policy.sigma_bound' 1 keeps the steps' noise as it is; leave one of them out")
         self.options, self.policy, self.teacher = options, policy, teacher
         sizes, device = options.critic, policy.action_normalizer.low.device
         self.returns = Returns(policy, sizes).to(device)

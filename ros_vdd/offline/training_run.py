@@ -159,6 +159,7 @@ class TrainingRun:
         policy = kind(self.store.robot, build(config_class, sizes, "policy"))
         if teacher is not None:
             transfer.require_equal_shapes(policy, teacher)
+            transfer.require_known_levels(policy, teacher)
             transfer.copy_observation_side(teacher, policy)
         else:
             self._fit_normalizers(policy)
@@ -181,7 +182,9 @@ class TrainingRun:
                 )
             source = self._open("start")
             self._agree(source, "start")
-            transfer.copy_weights(policies.load(source), policy, source)
+            begun = policies.load(source)
+            transfer.copy_weights(begun, policy, source)
+            transfer.require_equal_reading(policy, begun, source)
         if teacher is not None:
             transfer.require_equal_senses(policy, teacher, self.config.freeze_encoder)
         if self.config.freeze_encoder:

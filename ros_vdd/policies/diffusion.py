@@ -134,6 +134,11 @@ class DiffusionPolicy(Policy):
         return evaluations(self.config.sampler.solver, self.config.sampler.steps)
 
     @property
+    def reading(self) -> dict[str, object]:
+        config = self.config
+        return {"process": config.process, "sigma_data": config.sigma_data, **({"vp_steps": config.vp_steps} if config.process == "vp" else {})}
+
+    @property
     def levels(self) -> Tensor | None:
         """Return the ascending noise levels `(T,)` that a VP network knows; None where any level will do."""
         return self.denoiser.levels if self.config.process == "vp" else None

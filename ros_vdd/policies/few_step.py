@@ -89,6 +89,8 @@ class FewStepConfig(DiffusionConfig):
                 f"'guidance' is {self.guidance}, 'walk' '{self.walk}', 'critic' {'there' if self.critic else 'missing'}; only a "
                 "student that walks by 'posterior' and has a critic is guided by it"
             )
+        if not self.boundary and self.walk != "renoise":
+            raise ConfigError(f"'boundary' is false, 'walk' '{self.walk}'; only a student that walks by 'renoise' has one, leave it out")
         if not self.sigma_bound >= 1:
             raise ConfigError(f"'sigma_bound' is {self.sigma_bound}; expected at least 1, which leaves the steps no freedom")
         if self.sigma_bound != 3.0 and self.walk != "posterior":
@@ -140,6 +142,17 @@ class FewStepPolicy(DiffusionPolicy):
     def nfe(self) -> int:  # type: ignore[override]
         """Return network evaluations a chunk."""
         return self.config.sampler.steps
+
+    @property
+    def reading(self) -> dict[str, object]:
+        config, more = self.config, {}
+        if config.walk == "renoise" and config.boundary:
+            more = {"boundary": True, "sampler.sigma_min": config.sampler.sigma_min}
+        elif config.walk == "jump":
+            more = {"walk": "jump"}
+        elif config.walk == "posterior":
+            more = {"sigma_bound": config.sigma_bound, "sampler": " ".join(f"{level:.4g}" for level in self.levels_walked)}
+        return {**super().reading, **more}
 
     @property
     def grid(self) -> list[float]:

@@ -83,6 +83,11 @@ class Policy(nn.Module):
             self.encoders[_module_name(name)] = config.vision.build(height, width, robot.goal_size)
 
     @property
+    def reading(self) -> dict[str, object]:
+        """Return what the weights mean beyond their names and shapes, by keys of the configuration: a start must have the same."""
+        return {}
+
+    @property
     def image_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the camera inputs `(H, W, 3)` by observation name."""
         return {k: v for k, v in self.robot.observation_shapes().items() if k.startswith("images.")}

@@ -28,6 +28,30 @@ def require_equal_senses(student: Policy, teacher: Policy, shared_features: bool
             )
 
 
+def require_known_levels(student: Policy, teacher: Policy) -> None:
+    """Refuse a few-step student that would ask a VE teacher beyond the levels that it was trained at, where it invents.
+
+    A VP teacher answers as the nearest level that it knows.
+    """
+    if student.kind != "few_step" or teacher.levels is not None:
+        return
+    mine, theirs = student.config.sampler, teacher.config.sampler
+    if mine.sigma_min < theirs.sigma_min or mine.sigma_max > theirs.sigma_max:
+        raise ConfigError(
+            f"'policy.sampler' goes from 'sigma_min' {mine.sigma_min:g} to 'sigma_max' {mine.sigma_max:g}; the teacher was trained from "
+            f"{theirs.sigma_min:g} to {theirs.sigma_max:g}, and must not be asked beyond"
+        )
+
+
+def require_equal_reading(policy: Policy, source: Policy, bundle: Bundle) -> None:
+    """Refuse a start whose weights would be read otherwise than they were trained, though their shapes fit."""
+    mine, theirs = policy.reading, source.reading
+    keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+    if keys:
+        told = ", ".join(f"'policy.{key}' {theirs.get(key, 'none')} (here {mine.get(key, 'none')})" for key in keys)
+        raise ConfigError(f"'start' '{bundle.path}' was trained with {told}; give both the same, or what it learned would mean something else")
+
+
 def copy_observation_side(teacher: Policy, student: Policy) -> None:
     """Give the student the teacher's units and eyes, so that chunks and features mean the same to both."""
     student.action_normalizer.load_state_dict(teacher.action_normalizer.state_dict())

@@ -82,8 +82,9 @@ EIGHT = {"steps": 8000}
 NEAR = {"walk": "renoise", "boundary": False, "sampler": {"sigma_max": 2.5}}
 GENTLE = {"steps": 2000, "learning_rate": 2e-4, "ema": 0.998}
 POSTERIOR = {"walk": "posterior", "critic": NETWORK, "sampler": {"sigma_max": 2.5}}
+WIDE = {"tau_entropy": 0.2, "tau_velocity": 0.2}
 FLAT = {"tau_entropy": 0.0, "tau_velocity": 0.0}
-SLOW = {"steps": 2500, "learning_rate": 1e-4}
+SLOW = {"steps": 2500, "learning_rate": 1e-4, "ema": 0.998}
 SETTINGS = {
     "em": Setting("em", MIXTURE, {**KMEANS, "temperature": 1.0}, SHORT, (1,)),
     "vdd": Setting("vdd", MIXTURE, MATCHED, {**SHORT, "batch_size": 32}, (1,)),
@@ -93,9 +94,9 @@ SETTINGS = {
     "ctm": Setting("ctm", {"walk": "jump"}, loop=EIGHT),
     "dmd2": Setting("dmd2", NEAR, {}, GENTLE, apart=True, learned=True, coupled=False),
     "dmd2_adversarial": Setting("dmd2", NEAR, {"adversarial": 3e-3}, GENTLE, (1,), apart=True, learned=True, coupled=False),
-    "dxmi": Setting("dxmi", POSTERIOR, {}, SLOW, (2,), learned=True, coupled=False),
+    "dxmi": Setting("dxmi", POSTERIOR, WIDE, SLOW, (2,), learned=True, coupled=False),
     "dxmi_no_entropy": Setting("dxmi", POSTERIOR, FLAT, SLOW, (2,), learned=True, coupled=False),
-    "dxmi_5": Setting("dxmi", POSTERIOR, {}, SLOW, (5,), learned=True, coupled=False),
+    "dxmi_5": Setting("dxmi", POSTERIOR, WIDE, SLOW, (5,), learned=True, coupled=False),
     "dxmi_5_no_entropy": Setting("dxmi", POSTERIOR, FLAT, SLOW, (5,), learned=True, coupled=False),
 }
 """By name; a method that isn't named here is trained as its own defaults say."""

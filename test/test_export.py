@@ -278,6 +278,42 @@ def test_another_sampler_makes_another_policy_and_leaves_the_first(exported, tmp
     )
 
 
+def test_a_teacher_may_begin_and_end_at_other_levels(tmp_path):
+    teacher = toy.policy(tmp_path / "teacher", "diffusion")
+    made = exporting.resampled(teacher, tmp_path / "out", 2, "euler", sigma_max=2.5, sigma_min=0.3)
+    assert policies.load(made).config.sampler.levels() == pytest.approx([2.5, 0.3, 0.0]) and made.manifest.nfe == 2
+    noise, context = torch.ones(1, 1, 4, 2), torch.zeros(1, policies.load(made).condition_size)
+    asked, policy = [], policies.load(made)
+    forward = policy.denoiser.forward
+    policy.denoiser.forward = lambda x, sigma, context: asked.append((x.abs().max().item(), sigma.item())) or forward(x, sigma, context)
+    policy.sample(context, noise.flatten(1))
+    assert asked[0] == (2.5, 2.5) and len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "kind, fields, given, told",
+    [
+        ("diffusion", {}, {"sigma_max": 40.0}, "--sigma-max is 40; .* was trained from 0.01 to 20, expected a level between"),
+        ("diffusion", {}, {"sigma_min": 0.001}, "--sigma-min is 0.001; .* was trained from 0.01 to 20"),
+        ("diffusion", {"process": "vp", "sampler": {"steps": 3}}, {"sigma_max": 2.5}, "is a VP policy, .*; leave --sigma-max out"),
+        ("few_step", {}, {"sigma_min": 0.3}, "is a student, which was trained for its levels; leave --sigma-min out"),
+        ("mixture", {}, {"sigma_max": 2.5}, "is a mixture policy, which has no sampler; leave --sigma-max out"),
+    ],
+)
+def test_a_level_that_the_policy_has_not_is_refused(kind, fields, given, told, tmp_path):
+    bundle = toy.policy(tmp_path / "policy", kind, **fields)
+    with pytest.raises(PolicyError, match=told):
+        exporting.resampled(bundle, tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_levels_in_the_wrong_order_are_refused(tmp_path):
+    teacher = toy.policy(tmp_path / "teacher", "diffusion")
+    with pytest.raises(ConfigError, match="0 < 'sigma_min' < 'sigma_max'"):
+        exporting.resampled(teacher, tmp_path / "out", sigma_max=0.3, sigma_min=2.5)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_mixture_has_no_sampler_to_change(exported, tmp_path):
     with pytest.raises(PolicyError, match="mixture policy, which has no sampler"):
         exporting.resampled(exported["mixture"], tmp_path / "out", 4, None)

@@ -27,6 +27,8 @@ LIKELIHOOD_TOLERANCE = 1e-2
 ENERGY_TOLERANCE = 1e-3
 """Largest accepted difference of an energy, as a share of it, or as it is where it is below 1."""
 DRAWS = 200
+SAMPLER = ("steps", "solver", "sigma_max", "sigma_min")
+"""Options that change the sampler."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", help="policy folder")
     parser.add_argument("--steps", type=int, help="diffusion policy: solver steps, instead of the configured ones; needs --out")
     parser.add_argument("--solver", choices=("euler", "heun"), help="diffusion policy: solver; needs --out")
+    parser.add_argument("--sigma-max", type=float, help="diffusion policy (VE): noise level of the first evaluation, instead of the configured one; needs --out")
+    parser.add_argument("--sigma-min", type=float, help="diffusion policy (VE): that of the last; needs --out")
     parser.add_argument("--guidance", type=float, help="student with a critic: how far down the energy, 0 off; needs --out")
     parser.add_argument("--out", help="write to this folder and leave POLICY as it is")
     parser.add_argument("--single-step", action="store_true", help="MoDE policy: also the graphs of one step, for any schedule")
@@ -50,9 +54,10 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         if Path(args.out).resolve() == bundle.path.resolve():
             raise PolicyError(f"'{args.out}' is POLICY itself, which is to stay as it is; choose another --out")
-        bundle = resampled(bundle, Path(args.out), args.steps, args.solver, args.guidance)
-    elif args.steps is not None or args.solver or args.guidance is not None:
-        raise PolicyError("--steps, --solver and --guidance change what the policy computes; give --out FOLDER for the result")
+        given = {name: getattr(args, name) for name in SAMPLER}
+        bundle = resampled(bundle, Path(args.out), guidance=args.guidance, **given)
+    elif any(getattr(args, name) is not None for name in (*SAMPLER, "guidance")):
+        raise PolicyError(f"{_options(*SAMPLER)} and --guidance change what the policy computes; give --out FOLDER for the result")
     bundle = export(bundle, args.draws, args.single_step, args.inpaint)
     said = bundle.manifest.export
     print(f"{bundle.path / GRAPH}: opset {said['opset']}, {(bundle.path / GRAPH).stat().st_size / 1e6:.1f} MB")
@@ -162,21 +167,33 @@ def require_sampler(bundle: Bundle) -> None:
         raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which denoises no whole chunk{continued}; leave --inpaint out")
 
 
-def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None, guidance: float | None = None) -> Bundle:
-    """Return a copy of a folder with other steps, another solver or other guidance; its scores and its calibration stay behind.
+def resampled(
+    bundle: Bundle,
+    out: Path,
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance: float | None = None,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+) -> Bundle:
+    """Return a copy of a folder with other steps, solver, levels or guidance; its scores and its calibration stay behind.
 
     Raises:
-        PolicyError: the policy has no sampler, weights for each of its steps, or wasn't trained at the levels of so many.
+        PolicyError: the policy has no sampler, weights for each of its steps, or wasn't trained at the levels asked for.
         ConfigError: it has none of so many steps.
     """
     from ros_vdd import policies
 
-    given = {k: v for k, v in (("steps", steps), ("solver", solver)) if v is not None}
+    asked = {"steps": steps, "solver": solver, "sigma_max": sigma_max, "sigma_min": sigma_min}
+    given = {k: v for k, v in asked.items() if v is not None}
     if guidance is not None and not bundle.has_critic:
         raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy without a critic to guide it; leave --guidance out")
     if given and bundle.kind not in SAMPLED:
-        raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which has no sampler; leave --steps and --solver out")
+        raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which has no sampler; leave {_options(*given)} out")
     network = dict(bundle.manifest.network)
+    for name in ("sigma_max", "sigma_min"):
+        if name in given:
+            _require_level(bundle, name, given[name])
     if steps is not None and (bundle.has_critic or network.get("walk") == "posterior"):
         count = network["sampler"]["steps"]
         raise PolicyError(f"'{bundle.path}' was trained for its {count} steps and has weights for each; leave --steps out")
@@ -191,6 +208,23 @@ def resampled(bundle: Bundle, out: Path, steps: int | None, solver: str | None, 
     changed = replace(bundle.manifest, network=network, scores={}, export={}, calibration={})
     copy = write(out, changed, {WEIGHTS: bundle.file(WEIGHTS)})
     return amend(copy, nfe=policies.load(copy).nfe) if given else copy
+
+
+def _require_level(bundle: Bundle, name: str, level: float) -> None:
+    """Refuse a first or last noise level that isn't the sampler's to choose, or beyond what was trained."""
+    network, option = bundle.manifest.network, _options(name)
+    if bundle.kind == "few_step":
+        raise PolicyError(f"'{bundle.path}' is a student, which was trained for its levels; leave {option} out")
+    if network.get("process") == "vp":
+        raise PolicyError(f"'{bundle.path}' is a VP policy, which begins at the highest of its own levels up to 'sampler.start'; leave {option} out")
+    low, high = network["sampler"]["sigma_min"], network["sampler"]["sigma_max"]
+    if not low <= level <= high:
+        raise PolicyError(f"{option} is {level:g}; '{bundle.path}' was trained from {low:g} to {high:g}, expected a level between")
+
+
+def _options(*names: str) -> str:
+    """Return names of options as they are typed: --steps, --sigma-max."""
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _require_trained_levels(bundle: Bundle, config) -> None:

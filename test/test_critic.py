@@ -166,7 +166,7 @@ def test_a_student_that_was_not_exported_says_how(tmp_path):
 
 
 def test_a_student_with_weights_for_each_step_keeps_its_steps(tmp_path):
-    from ros_vdd.offline.export import resampled
+    from ros_vdd.offline.export_sampler import resampled
 
     with pytest.raises(PolicyError, match="was trained for its 2 steps and has weights for each; leave --steps out"):
         resampled(folder(tmp_path / "bare"), tmp_path / "out", 1, None)
@@ -239,7 +239,8 @@ def test_guidance_follows_the_critics_own_value_downhill():
 
 
 def test_a_guided_student_exports_and_differs(tmp_path, student):
-    from ros_vdd.offline.export import export, resampled
+    from ros_vdd.offline.export import export
+    from ros_vdd.offline.export_sampler import resampled
 
     made = export(resampled(student, tmp_path / "guided", None, None, 2.0), draws=5)
     assert made.manifest.network["guidance"] == 2.0 and made.manifest.export["parity_max_normalised"] < 1e-4
@@ -253,7 +254,7 @@ def test_a_guided_student_exports_and_differs(tmp_path, student):
 
 
 def test_guidance_without_meaning_is_refused(tmp_path):
-    from ros_vdd.offline.export import resampled
+    from ros_vdd.offline.export_sampler import resampled
     from ros_vdd.policies.few_step import FewStepConfig
 
     for wrong in ({"guidance": 0.1}, {"guidance": 0.1, "walk": "posterior", "sampler": {"steps": 2}}):

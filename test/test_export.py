@@ -19,6 +19,7 @@ from ros_vdd.bundle import CRITIC, GRAPH, LIKELIHOOD, WEIGHTS, Bundle, amend  # 
 from ros_vdd.errors import ConfigError, EngineError, PolicyError  # noqa: E402
 from ros_vdd.offline import export as exporting  # noqa: E402
 from ros_vdd.offline.export import export  # noqa: E402
+from ros_vdd.offline.export_sampler import resampled  # noqa: E402
 from ros_vdd.policies import graph as graphs  # noqa: E402
 
 WALKS = {
@@ -268,7 +269,7 @@ def test_a_check_of_no_draws_is_refused(folder):
 
 def test_another_sampler_makes_another_policy_and_leaves_the_first(exported, tmp_path):
     before = exported["diffusion"]
-    made = export(exporting.resampled(before, tmp_path / "euler", 4, "euler"), draws=5)
+    made = export(resampled(before, tmp_path / "euler", 4, "euler"), draws=5)
     assert (made.manifest.nfe, before.manifest.nfe) == (4, 5)
     assert policies.load(made).config.sampler.solver == "euler"
     assert Bundle.open(before.path) == before
@@ -280,7 +281,7 @@ def test_another_sampler_makes_another_policy_and_leaves_the_first(exported, tmp
 
 def test_a_teacher_may_begin_and_end_at_other_levels(tmp_path):
     teacher = toy.policy(tmp_path / "teacher", "diffusion")
-    made = exporting.resampled(teacher, tmp_path / "out", 2, "euler", sigma_max=2.5, sigma_min=0.3)
+    made = resampled(teacher, tmp_path / "out", 2, "euler", sigma_max=2.5, sigma_min=0.3)
     assert policies.load(made).config.sampler.levels() == pytest.approx([2.5, 0.3, 0.0]) and made.manifest.nfe == 2
     noise, context = torch.ones(1, 1, 4, 2), torch.zeros(1, policies.load(made).condition_size)
     asked, policy = [], policies.load(made)
@@ -303,20 +304,20 @@ def test_a_teacher_may_begin_and_end_at_other_levels(tmp_path):
 def test_a_level_that_the_policy_has_not_is_refused(kind, fields, given, told, tmp_path):
     bundle = toy.policy(tmp_path / "policy", kind, **fields)
     with pytest.raises(PolicyError, match=told):
-        exporting.resampled(bundle, tmp_path / "out", **given)
+        resampled(bundle, tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
 
 
 def test_levels_in_the_wrong_order_are_refused(tmp_path):
     teacher = toy.policy(tmp_path / "teacher", "diffusion")
     with pytest.raises(ConfigError, match="0 < 'sigma_min' < 'sigma_max'"):
-        exporting.resampled(teacher, tmp_path / "out", sigma_max=0.3, sigma_min=2.5)
+        resampled(teacher, tmp_path / "out", sigma_max=0.3, sigma_min=2.5)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_mixture_has_no_sampler_to_change(exported, tmp_path):
     with pytest.raises(PolicyError, match="mixture policy, which has no sampler"):
-        exporting.resampled(exported["mixture"], tmp_path / "out", 4, None)
+        resampled(exported["mixture"], tmp_path / "out", 4, None)
 
 
 def test_engines_agree_on_every_input(exported):

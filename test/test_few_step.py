@@ -426,7 +426,7 @@ def test_a_student_is_exported_only_with_steps_that_stop_where_it_was_trained(wa
     """Of 2 steps over 8 levels, that is at 0 and 4."""
     from ros_vdd.bundle import amend
     from ros_vdd.errors import PolicyError
-    from ros_vdd.offline.export import resampled
+    from ros_vdd.offline.export_sampler import resampled
 
     bundle = toy.policy(tmp_path / "student", "few_step", walk=walk, grid=8, sampler={"steps": 2})
     bundle = amend(bundle, training=training)

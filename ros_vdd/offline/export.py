@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from ros_vdd import backends
-from ros_vdd.bundle import CRITIC, GRAPH, LIKELIHOOD, SAMPLED, WEIGHTS, Bundle, amend, write
-from ros_vdd.config import build
+from ros_vdd.bundle import CRITIC, GRAPH, LIKELIHOOD, WEIGHTS, Bundle, amend, write
 from ros_vdd.errors import ConfigError, EngineError, PolicyError
+from ros_vdd.offline.export_sampler import SAMPLER, resampled, typed
 from ros_vdd.offline.export_step import CONDITION, STEP, require_gates, step_graphs, step_parity
 from ros_vdd.resources import find
 
@@ -27,8 +27,6 @@ LIKELIHOOD_TOLERANCE = 1e-2
 ENERGY_TOLERANCE = 1e-3
 """Largest accepted difference of an energy, as a share of it, or as it is where it is below 1."""
 DRAWS = 200
-SAMPLER = ("steps", "solver", "sigma_max", "sigma_min")
-"""Options that change the sampler."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         given = {name: getattr(args, name) for name in SAMPLER}
         bundle = resampled(bundle, Path(args.out), guidance=args.guidance, **given)
     elif any(getattr(args, name) is not None for name in (*SAMPLER, "guidance")):
-        raise PolicyError(f"{_options(*SAMPLER)} and --guidance change what the policy computes; give --out FOLDER for the result")
+        raise PolicyError(f"{typed(*SAMPLER)} and --guidance change what the policy computes; give --out FOLDER for the result")
     bundle = export(bundle, args.draws, args.single_step, args.inpaint)
     said = bundle.manifest.export
     print(f"{bundle.path / GRAPH}: opset {said['opset']}, {(bundle.path / GRAPH).stat().st_size / 1e6:.1f} MB")
@@ -165,87 +163,6 @@ def require_sampler(bundle: Bundle) -> None:
     if bundle.kind not in ("diffusion", "mode", "few_step"):
         continued = "; choice 'committed' goes on with what is certain in closed form" if bundle.kind == "mixture" else ""
         raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which denoises no whole chunk{continued}; leave --inpaint out")
-
-
-def resampled(
-    bundle: Bundle,
-    out: Path,
-    steps: int | None = None,
-    solver: str | None = None,
-    guidance: float | None = None,
-    sigma_max: float | None = None,
-    sigma_min: float | None = None,
-) -> Bundle:
-    """Return a copy of a folder with other steps, solver, levels or guidance; its scores and its calibration stay behind.
-
-    Raises:
-        PolicyError: the policy has no sampler, weights for each of its steps, or wasn't trained at the levels asked for.
-        ConfigError: it has none of so many steps.
-    """
-    from ros_vdd import policies
-
-    asked = {"steps": steps, "solver": solver, "sigma_max": sigma_max, "sigma_min": sigma_min}
-    given = {k: v for k, v in asked.items() if v is not None}
-    if guidance is not None and not bundle.has_critic:
-        raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy without a critic to guide it; leave --guidance out")
-    if given and bundle.kind not in SAMPLED:
-        raise PolicyError(f"'{bundle.path}' is a {bundle.kind} policy, which has no sampler; leave {_options(*given)} out")
-    network = dict(bundle.manifest.network)
-    for name in ("sigma_max", "sigma_min"):
-        if name in given:
-            _require_level(bundle, name, given[name])
-    if steps is not None and (bundle.has_critic or network.get("walk") == "posterior"):
-        count = network["sampler"]["steps"]
-        raise PolicyError(f"'{bundle.path}' was trained for its {count} steps and has weights for each; leave --steps out")
-    if given:
-        network["sampler"] = {**network["sampler"], **given}
-        config = build(policies.KINDS[bundle.kind][1], network)  # refused before anything is written
-        if bundle.kind == "few_step":
-            _require_trained_levels(bundle, config)
-    if guidance is not None:
-        network["guidance"] = guidance
-        build(policies.KINDS[bundle.kind][1], network)
-    changed = replace(bundle.manifest, network=network, scores={}, export={}, calibration={})
-    copy = write(out, changed, {WEIGHTS: bundle.file(WEIGHTS)})
-    return amend(copy, nfe=policies.load(copy).nfe) if given else copy
-
-
-def _require_level(bundle: Bundle, name: str, level: float) -> None:
-    """Refuse a first or last noise level that isn't the sampler's to choose, or beyond what was trained."""
-    network, option = bundle.manifest.network, _options(name)
-    if bundle.kind == "few_step":
-        raise PolicyError(f"'{bundle.path}' is a student, which was trained for its levels; leave {option} out")
-    if network.get("process") == "vp":
-        raise PolicyError(f"'{bundle.path}' is a VP policy, which begins at the highest of its own levels up to 'sampler.start'; leave {option} out")
-    low, high = network["sampler"]["sigma_min"], network["sampler"]["sigma_max"]
-    if not low <= level <= high:
-        raise PolicyError(f"{option} is {level:g}; '{bundle.path}' was trained from {low:g} to {high:g}, expected a level between")
-
-
-def _options(*names: str) -> str:
-    """Return names of options as they are typed: --steps, --sigma-max."""
-    return ", ".join("--" + name.replace("_", "-") for name in names)
-
-
-def _require_trained_levels(bundle: Bundle, config) -> None:
-    """Refuse a walk of a few-step student over levels that its training left out."""
-    from ros_vdd.policies.few_step import stops
-
-    training, network = bundle.manifest.training, bundle.manifest.network
-    method, options = training.get("method"), training.get("options", {})
-    if method == "lcm" and options.get("levels") == "solver":
-        trained = set(range(0, config.grid, options["skip"]))
-    elif config.walk == "euler" or method == "dmd2":
-        trained = set(stops(config.grid, network["sampler"]["steps"]))
-    else:  # consistency, lcm and ctm train at all levels of the grid
-        return
-    steps = config.sampler.steps
-    if off := sorted(set(stops(config.grid, steps)) - trained):
-        able = [n for n in range(1, config.grid + 1) if set(stops(config.grid, n)) <= trained]
-        raise PolicyError(
-            f"a walk of {steps} steps over the {config.grid} levels of '{bundle.path}' stops at level {off[0]}, at which it wasn't "
-            f"trained; it can be exported with --steps {', '.join(map(str, able))}, another number needs another training"
-        )
 
 
 def tolerance(bundle: Bundle) -> float:

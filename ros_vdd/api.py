@@ -153,8 +153,8 @@ def load(
         folder: its path, or a shipped name such as "pusht_vdd".
         backend: engine, see `ros_vdd.backends.names()`.
         choice: which expert of a mixture acts: argmax, sample, sticky, gumbel, coherent or committed.
-        temperature: of sample, gumbel and coherent; 1 follows the gate.
-        sticky_margin: of sticky, [nats].
+        temperature: of sample, gumbel, coherent and committed; 1 follows the gate.
+        sticky_margin: of sticky and committed, [nats].
         sticky_steps: of sticky, plans in a row.
         tolerance: of coherent, share of half the joint range by which an action may depart from the plan before.
         commit_steps: of committed, how many actions of the plan before are executed whatever is decided now.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 
@@ -51,6 +52,30 @@ def test_each_parameter_stands_in_the_nodes_table_with_its_default(node):
             assert told == str(default).lower(), name
         elif default not in ("", None):
             assert told == str(default), name
+
+
+@pytest.mark.parametrize(
+    "heading, sections",
+    [
+        ("| key | default", ("training.config.TrainConfig",)),
+        ("| key of `loop`", ("training.config.LoopConfig",)),
+        ("| key of `policy`", ("policies.diffusion.DiffusionConfig", "policies.mixture.MixtureConfig")),
+    ],
+)
+def test_each_key_of_a_training_configuration_stands_in_its_table_with_its_default(heading, sections):
+    pytest.importorskip("torch", reason="policies need torch")
+    text = TEXT["training.md"][TEXT["training.md"].index("## What a configuration holds") :]
+    told = {}
+    for keys, (default, _) in table_rows(text[text.index(heading) - 1 :], "").items():
+        names = [name.strip(" `") for name in keys.split(",")]
+        defaults = default.split(", ")
+        told |= dict(zip(names, defaults if len(defaults) == len(names) else [default] * len(names)))
+    classes = [getattr(importlib.import_module(f"ros_vdd.{module}"), name) for module, _, name in (s.rpartition(".") for s in sections)]
+    fields = {f.name: f.default for section in reversed(classes) for f in dataclasses.fields(section)}
+    assert set(told) == set(fields)
+    for name, default in fields.items():
+        if isinstance(default, (int, float, str)):
+            assert told[name] == (str(default).lower() if isinstance(default, bool) else f"{default:g}" if isinstance(default, float) else str(default)), name
 
 
 def test_every_node_is_mentioned():

@@ -13,7 +13,7 @@ from ros_vdd.runtime.chunking import ActionChunk
 from ros_vdd.runtime.execution import Execution, ExecutionConfig
 from ros_vdd.runtime.measurement import MeasuredPosition
 from ros_vdd.runtime.reasons import Reason
-from ros_vdd.streams.spec import JointStateSpec
+from ros_vdd.streams.spec import JointStateSpec, SafeAction
 
 SPEC = dataclasses.replace(
     robot(), states={"arm": JointStateSpec(topic="joint_states", joints=("x", "y"), unit=robot().action.unit, max_age_s=0.5)}
@@ -86,3 +86,18 @@ def test_a_refusal_says_which_joint_is_not_measured_and_why():
     made.take_chunk(ActionChunk(20 * DT, DT, ("x", "y"), np.zeros((8, 2))))
     refusal = made.command(20 * DT).refusal
     assert refusal.code is Reason.NO_MEASUREMENT and "position of joint 'x': 1 s old, limit 0.5 s" in refusal.detail
+
+
+@pytest.mark.parametrize(
+    "limits, unit, leaps", [({}, SPEC.action.unit, True), ({"max_velocity": (1.0, 1.0)}, SPEC.action.unit, False), ({}, "another", False)]
+)
+def test_a_safe_position_without_a_limit_of_velocity_is_one_jump(limits, unit, leaps):
+    """Of a robot whose joints aren't measured, nothing says that the command is a position."""
+    free = {"max_velocity": None, "max_acceleration": None, "max_jerk": None, **limits}
+    action = dataclasses.replace(SPEC.action, **free)
+    home = SafeAction(kind="position", positions=(0.0, 0.0), stale_chunk_s=1.0)
+    states = {"arm": dataclasses.replace(SPEC.states["arm"], unit=unit)}
+    spec = dataclasses.replace(SPEC, action=action, states=states, safe_action=home)
+    assert Execution(spec, ExecutionConfig()).leaps is leaps
+    held = dataclasses.replace(spec, safe_action=SafeAction(kind="stop", stale_chunk_s=1.0))
+    assert not Execution(held, ExecutionConfig()).leaps

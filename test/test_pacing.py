@@ -98,6 +98,14 @@ def test_a_priority_that_is_not_permitted_is_told_and_costs_nothing(monkeypatch)
     assert "isn't permitted" in made.realtime
 
 
+def test_no_priority_is_told_as_none_asked_for():
+    ran = threading.Event()
+    made = Pacer(1_000_000, ran.set, print)
+    made.start()
+    assert ran.wait(5) and made.stop(5)
+    assert made.realtime == "not asked for: priority 0"
+
+
 def test_the_thread_that_starts_it_has_one_priority_less_until_it_ends(monkeypatch):
     said, ran = [], threading.Event()
     monkeypatch.setattr(os, "sched_getscheduler", lambda thread: os.SCHED_OTHER)

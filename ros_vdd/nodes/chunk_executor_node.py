@@ -79,6 +79,10 @@ class ChunkExecutor:
         self._paced = not (self._lock_step or node.get_parameter("use_sim_time").value)
         self._execution = Execution(self._robot, config, real_time=self._paced)
         self._commander = self._execution.commander
+        if self._execution.leaps:
+            node.get_logger().warning(
+                f"the safe position of robot '{self._robot.name}' is commanded in one jump; give its file 'max_velocity' or 'max_acceleration'"
+            )
         self._lock = threading.Lock()  # around both
         self._reasons: deque[Refusal | None] = deque(maxlen=1000)  # of the command thread, to be told
         self._interventions: dict[str, int] = {}

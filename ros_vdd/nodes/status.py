@@ -58,5 +58,5 @@ class Status:
         """Publish the state with figures beside it; a warning is told where there is no problem."""
         stamp_ns = self._node.get_clock().now().nanoseconds
         self._diagnostics.publish(
-            diagnostics_message(self._node.get_name(), self._task, self.robot, stamp_ns, self._problem or warning, values)
+            diagnostics_message(self._node.get_fully_qualified_name().lstrip("/"), self._task, self.robot, stamp_ns, self._problem or warning, values)
         )

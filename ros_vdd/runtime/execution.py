@@ -71,12 +71,15 @@ class Execution:
     Attributes:
         commander: what commands the robot.
         counts: chunks, chunks_refused, chunks_late, commands and safe_actions so far.
+        leaps: whether the safe position is commanded in one jump, as the robot file limits neither velocity nor acceleration.
         asked_ns: newest joint-state stamp, [ns], or None; in lock-step its command may have to wait for a chunk.
     """
 
     def __init__(self, robot: RobotSpec, config: ExecutionConfig, real_time: bool = True):
         self._measured = MeasuredPosition(robot, real_time)
         self.commander = config.commander(robot, self._measured.complete, real_time)
+        unbound = robot.action.max_velocity is None and robot.action.max_acceleration is None
+        self.leaps = robot.safe_action.kind == "position" and self._measured.complete and unbound
         self.counts = dict.fromkeys(("chunks", "chunks_refused", "chunks_late", "commands", "safe_actions"), 0)
         self.asked_ns: int | None = None
         self._answered_ns: int | None = None  # newest joint-state stamp that got its command

@@ -165,7 +165,7 @@ class Pacer:
 def _prioritise(priority: int, thread: int) -> str | None:
     """Give a thread real-time priority; return why that wasn't possible."""
     if not priority:
-        return None
+        return "not asked for: priority 0"
     if not hasattr(os, "sched_setscheduler"):
         return "this system has no SCHED_FIFO"
     try:

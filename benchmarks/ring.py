@@ -59,7 +59,8 @@ class Setting:
     `apart`: each number is a training of its own; `chained`: and its teacher is the student before. `learned`: the teacher is a
     network that was trained on the toy instead of the exact one, and the student begins as it; what it begins as is measured too.
     `coupled`: the student keeps which noise becomes which chunk, so that its distance from the teacher's means something. `raw`: its
-    network is told the level as it is, a number, instead of by Fourier features.
+    network is told the level as it is, a number, instead of by Fourier features. `chunks`: options of a toy whose chunks are longer
+    than a point.
     """
 
     method: str
@@ -72,6 +73,7 @@ class Setting:
     learned: bool = False
     coupled: bool = True
     raw: bool = False
+    chunks: Mapping = field(default_factory=dict)
 
 
 MIXTURE = {"width": 64, "depth": 2}
@@ -83,6 +85,7 @@ NEAR = {"walk": "renoise", "boundary": False, "sampler": {"sigma_max": 2.5}}
 GENTLE = {"steps": 2000, "learning_rate": 2e-4, "ema": 0.998}
 POSTERIOR = {"walk": "posterior", "critic": NETWORK, "sampler": {"sigma_max": 2.5}}
 WIDE = {"tau_entropy": 0.2, "tau_velocity": 0.2}
+NARROW = {"tau_entropy": 0.01, "tau_velocity": 0.01}
 FLAT = {"tau_entropy": 0.0, "tau_velocity": 0.0}
 SLOW = {"steps": 2500, "learning_rate": 1e-4, "ema": 0.998}
 SETTINGS = {
@@ -94,9 +97,9 @@ SETTINGS = {
     "ctm": Setting("ctm", {"walk": "jump"}, loop=EIGHT),
     "dmd2": Setting("dmd2", NEAR, {}, GENTLE, apart=True, learned=True, coupled=False),
     "dmd2_adversarial": Setting("dmd2", NEAR, {"adversarial": 3e-3}, GENTLE, (1,), apart=True, learned=True, coupled=False),
-    "dxmi": Setting("dxmi", POSTERIOR, WIDE, SLOW, (2,), learned=True, coupled=False),
+    "dxmi": Setting("dxmi", POSTERIOR, WIDE, SLOW, (2,), learned=True, coupled=False, chunks=NARROW),
     "dxmi_no_entropy": Setting("dxmi", POSTERIOR, FLAT, SLOW, (2,), learned=True, coupled=False),
-    "dxmi_5": Setting("dxmi", POSTERIOR, WIDE, SLOW, (5,), learned=True, coupled=False),
+    "dxmi_5": Setting("dxmi", POSTERIOR, WIDE, SLOW, (5,), learned=True, coupled=False, chunks=NARROW),
     "dxmi_5_no_entropy": Setting("dxmi", POSTERIOR, FLAT, SLOW, (5,), learned=True, coupled=False),
 }
 """By name; a method that isn't named here is trained as its own defaults say."""
@@ -142,8 +145,11 @@ def train(
     Returns "rows", one `measure` for each number of evaluations, "auc" of the energy where there is one, "begun", a `measure` of
     what the student begins as, where that is a learned teacher, and the cost without the teacher's.
     """
-    setting = changed(SETTINGS.get(name) or Setting(name), options, policy, loop)
-    world, counts = TOYS[toy], tuple(steps) or setting.steps
+    world, setting = TOYS[toy], SETTINGS.get(name) or Setting(name)
+    if world.horizon > 1:
+        setting = changed(setting, setting.chunks, None, None)
+    setting = changed(setting, options, policy, loop)
+    counts = tuple(steps) or setting.steps
     teacher = learned_teacher(toy, seed) if setting.learned else ExactTeacher(world)
     rows, made, taught = [], [], GRID
     for count in counts:

@@ -224,6 +224,25 @@ def test_what_a_toys_comparison_would_not_read_is_refused(tmp_path, changes, tol
     assert not list(tmp_path.iterdir())
 
 
+class Enough(Exception):
+    """Ends a training before it begins."""
+
+
+def test_a_toy_of_chunks_has_options_of_its_own(monkeypatch):
+    asked = []
+
+    def student(setting, *rest):
+        asked.append(setting.options["tau_entropy"])
+        raise Enough
+
+    monkeypatch.setattr(ring, "student", student)
+    monkeypatch.setattr(ring, "learned_teacher", lambda toy, seed: None)
+    for toy, options in (("ring", {}), ("obstacle", {}), ("obstacle", {"tau_entropy": 0.5})):
+        with pytest.raises(Enough):
+            ring.train("dxmi", toy=toy, options=options)
+    assert asked == [0.2, 0.01, 0.5]
+
+
 def test_every_stage_of_a_chain_is_taught_by_the_one_before_on_one_grid():
     runs = {run.name: run for run in distillation.TASKS["avoiding"].runs}
     stages = [runs[f"progressive_{n}"] for n in (8, 4, 2, 1)]

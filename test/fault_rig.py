@@ -331,8 +331,8 @@ class Rig:
 
     def _take_figures(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            node = status.name.split(":")[0]
-            if node in self.parameters and status.hardware_id == self.namespace:
+            space, _, node = status.name.split(":")[0].rpartition("/")
+            if node in self.parameters and space == self.namespace.strip("/"):
                 self.figures[node] = {"message": status.message, **{pair.key: pair.value for pair in status.values}}
 
     def _take_command(self, message: JointTrajectory) -> None:

@@ -20,8 +20,8 @@ from ros_vdd.diffusion.sampling import euler  # noqa: E402
 from ros_vdd.diffusion.vp import VpDenoiser, cosine_alpha_bars, ddim_sigmas, equivalent_sigmas  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.methods import score_matching  # noqa: E402
-from ros_vdd.offline.export import export
-    from ros_vdd.offline.export_sampler import resampled  # noqa: E402
+from ros_vdd.offline.export import export  # noqa: E402
+from ros_vdd.offline.export_sampler import resampled  # noqa: E402
 from ros_vdd.policies.diffusion import DiffusionConfig, SamplerConfig  # noqa: E402
 
 MODE, STD = 1.2, 0.2

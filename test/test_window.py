@@ -17,8 +17,8 @@ from ros_vdd.data.dataset import Windows  # noqa: E402
 from ros_vdd.diffusion.draws import Draws  # noqa: E402
 from ros_vdd.errors import ConfigError  # noqa: E402
 from ros_vdd.methods import score_matching, vdd  # noqa: E402
-from ros_vdd.offline.export import export
-    from ros_vdd.offline.export_sampler import resampled  # noqa: E402
+from ros_vdd.offline.export import export  # noqa: E402
+from ros_vdd.offline.export_sampler import resampled  # noqa: E402
 from ros_vdd.offline.inspect import describe_policy  # noqa: E402
 from ros_vdd.offline.inspect_tables import show_policy  # noqa: E402
 from ros_vdd.offline.training_run import TrainingRun  # noqa: E402

@@ -66,7 +66,8 @@ def summarise(log: DemoLog, camera: str, latency_key: str) -> dict[str, Any]:
     Raises:
         DataError: the log has no diagnostics of policy_node, or no predictions.
     """
-    policy = log.diagnostics.get("policy_node: policy")
+    told = [values for name, values in log.diagnostics.items() if name.rpartition("/")[2] == "policy_node: policy"]
+    policy = told[0] if told else None
     if policy is None or not log.predictions:
         raise DataError("policy_node published no diagnostics or no predictions; its log says what it waited for")
     scores = [result["score"] for result in log.results]

@@ -168,7 +168,7 @@ def require_same(run: Run, settings: Sequence[str], teacher: Path | str | None, 
         raise SystemExit(f"ros-vdd: {error}") from error
     there = flat(yaml.safe_load((place / MANIFEST).read_text(encoding="utf-8"))["training"])
     if teacher is not None:
-        asked["teacher"], there["teacher"] = Path(teacher).name, Path(there["teacher"]).name
+        asked["teacher"], there["teacher"] = Path(teacher).name, Path(str(there.get("teacher"))).name
     elsewhere = ("data",) if teacher is not None else ("data", "teacher")
     for key in sorted({*asked, *there} - {*elsewhere, "start"}):
         if asked.get(key) != there.get(key):

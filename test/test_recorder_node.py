@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recorder over real ROS topics: what was published is in the bag."""
 
+import subprocess
+import sys
+
 import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
@@ -277,3 +280,9 @@ def test_no_robot_file_is_refused():
     _, said = recorder.communicate(timeout=60)
     assert recorder.returncode == 1
     assert "refused to start: recorder_node: parameter 'robot' is empty" in said
+
+def test_a_recorder_without_its_packages_says_which():
+    program = "import sys; sys.modules['zstandard'] = sys.modules['mcap'] = None; import ros_vdd.nodes.recorder_node"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "ModuleNotFoundError: the recorder needs mcap, zstandard: pip install mcap zstandard"

@@ -21,6 +21,7 @@ from ros_vdd.errors import ConfigError
 from ros_vdd.nodes.managed import AUTOSTART, ManagedNode
 from ros_vdd.nodes.parameters import Parameter
 from ros_vdd.nodes.process import run
+from ros_vdd.nodes.recorder_needs import NEEDS  # noqa: F401  before what imports them
 from ros_vdd.nodes.recorder_topics import RecordedTopics
 from ros_vdd.nodes.transport import image_problem
 from ros_vdd.runtime.recording import EpisodeRecorder

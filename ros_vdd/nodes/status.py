@@ -57,6 +57,5 @@ class Status:
     def diagnose(self, values: Mapping[str, Any], warning: str | None = None) -> None:
         """Publish the state with figures beside it; a warning is told where there is no problem."""
         stamp_ns = self._node.get_clock().now().nanoseconds
-        self._diagnostics.publish(
-            diagnostics_message(self._node.get_fully_qualified_name().lstrip("/"), self._task, self.robot, stamp_ns, self._problem or warning, values)
-        )
+        name, problem = self._node.get_fully_qualified_name().lstrip("/"), self._problem or warning
+        self._diagnostics.publish(diagnostics_message(name, self._task, self.robot, stamp_ns, problem, values))

@@ -112,12 +112,11 @@ def compare(task: Task, folder: Path, args: argparse.Namespace) -> str:
         for run in task.runs:
             if seed < run.seeds and (not args.only or run.name in args.only):
                 perform(task, run, seed, folder, args.data, args.set, args.teacher)
+    if not args.no_timing:
+        time_all(task, folder)
     rows = collect(task, folder)
     if not rows:
         raise SystemExit(f"nothing of {task.env} is finished in {folder}")
-    if not args.no_timing:
-        time_all(task, folder)
-        rows = collect(task, folder)
     (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     draw(task, rows, folder / "results.png")
     return table(task, rows)
@@ -230,12 +229,12 @@ def time_all(task: Task, folder: Path) -> None:
 
 def trainings(folder: Path, run: Run) -> list[Path]:
     """Return the policy folders of a run, one for each seed that is there."""
-    return [place for place in numbered(folder, f"{run.name}_*", rf"{re.escape(run.name)}_(\d+)") if (place / MANIFEST).exists()]
+    return [place for place in numbered(folder, rf"{re.escape(run.name)}_(\d+)") if (place / MANIFEST).exists()]
 
 
-def numbered(folder: Path, pattern: str, name: str) -> list[Path]:
-    """Return the entries of a folder by a pattern whose names match an expression, in the order of the number in it."""
-    found = ((re.fullmatch(name, place.name), place) for place in folder.glob(pattern))
+def numbered(folder: Path, name: str) -> list[Path]:
+    """Return the entries of a folder whose names match an expression, in the order of the number in it."""
+    found = ((re.fullmatch(name, place.name), place) for place in folder.iterdir())
     return [place for _, place in sorted((int(match[1]), place) for match, place in found if match)]
 
 
@@ -248,7 +247,7 @@ def collect(task: Task, folder: Path) -> list[dict]:
     rows = []
     for run in task.runs:
         for choice in run.choices:
-            files = numbered(folder, f"{run.name}_*.{choice}.json", rf"{re.escape(run.name)}_(\d+)\.{choice}\.json")
+            files = numbered(folder, rf"{re.escape(run.name)}_(\d+)\.{choice}\.json")
             if files:
                 scored = [json.loads(f.read_text(encoding="utf-8")) for f in files]
                 places = trainings(folder, run)

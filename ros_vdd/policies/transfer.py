@@ -39,7 +39,7 @@ def require_known_levels(student: Policy, teacher: Policy) -> None:
     if mine.sigma_min < theirs.sigma_min or mine.sigma_max > theirs.sigma_max:
         raise ConfigError(
             f"'policy.sampler' goes from 'sigma_min' {mine.sigma_min:g} to 'sigma_max' {mine.sigma_max:g}; the teacher was trained from "
-            f"{theirs.sigma_min:g} to {theirs.sigma_max:g}, and must not be asked beyond"
+            f"{theirs.sigma_min:g} to {theirs.sigma_max:g}, and must not be asked beyond; keep within"
         )
 
 
